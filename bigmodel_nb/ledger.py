@@ -120,12 +120,12 @@ def write_json(
         raise
     return path
 
-# %% ../nbs/02_ledger.ipynb #14879783
+# %% ../nbs/02_ledger.ipynb #2f9bfc2f
 class Account:
     "What a ledger holds, and the ways to look at it."
     name: str
-    started: str
-    seconds: float
+    started: str = ""
+    seconds: float = 0.0
     cores: int
     price: float
     currency: str
@@ -170,7 +170,7 @@ def entry(
         stage.rows_in, stage.rows_out, float(stage.epsilon), float(stage.delta),
         error is None, " ".join(filter(None, [stage.note, stopped])))
 
-# %% ../nbs/02_ledger.ipynb #80ed28f3
+# %% ../nbs/02_ledger.ipynb #abcf4060
 class Stage:
     "One open stage: set `rows_out`, `epsilon`, `delta` and `note` inside its `with` block."
     def __init__(self,
@@ -183,6 +183,8 @@ class Stage:
         self.epsilon, self.delta, self.note = 0.0, 0.0, ""
 
     def __enter__(self) -> "Stage":
+        if math.isnan(self.ledger.clock):
+            raise RuntimeError(f"stage {self.name!r}: its ledger is not open, write `with Ledger(...) as it:` around")
         if self.ledger.open_stage:
             raise RuntimeError(f"stage {self.name!r} was opened inside {self.ledger.open_stage!r}: stages follow one "
                                "another, so that they add up to the run; close the outer one first, or use a Meter")
@@ -196,7 +198,7 @@ class Stage:
         self.ledger.entries.append(entry(self, self._meter, time.perf_counter() - self._start, error))
         self.ledger.keep()
 
-# %% ../nbs/02_ledger.ipynb #ce0fec36
+# %% ../nbs/02_ledger.ipynb #77bc3aa7
 class Ledger(Account):
     "The bill of one run: open it with `with`, and put every step into a `stage`."
     def __init__(self,
@@ -207,20 +209,19 @@ class Ledger(Account):
         currency: str = "USD", # unit of `price`
     ):
         self.name, self.path, self.price, self.currency = name, path, price, currency
-        self.cores, self.entries, self.started, self.seconds = cores or os.cpu_count() or 1, [], "", 0.0
-        self.open_stage, self._start = "", math.nan
+        self.cores, self.entries, self.open_stage, self.clock = cores or os.cpu_count() or 1, [], "", math.nan
 
     def __enter__(self) -> "Ledger":
-        self.started, self._start = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
+        self.started, self.clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.keep()
-        self._start = math.nan
+        self.clock = math.nan
 
     def keep(self) -> None:
         "Bring the clock, and the file if there is one, up to date."
-        self.seconds = time.perf_counter() - self._start
+        self.seconds = time.perf_counter() - self.clock
         if self.path is not None:
             self.save(self.path)
 
@@ -229,6 +230,4 @@ class Ledger(Account):
         rows_in: int | None = None, # rows read, if known
     ) -> Stage: # to be used with `with`
         "A stage of this run."
-        if math.isnan(self._start):
-            raise RuntimeError(f"stage {name!r}: the ledger is not open, write `with Ledger(...) as ledger:` around it")
         return Stage(self, name, rows_in)

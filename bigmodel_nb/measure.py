@@ -117,6 +117,9 @@ def measurement(
     versions = here.pop("versions")
     return Measurement(what, interval.value, unit, interval.low, interval.high, len(values), seed, here, versions)
 
+# %% ../nbs/03_measure.ipynb #11220b22
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}
+
 # %% ../nbs/03_measure.ipynb #9f8c9263
 def seconds(
     task: Callable[[], Any], # what to time
@@ -125,9 +128,6 @@ def seconds(
     start = time.perf_counter()
     task()
     return time.perf_counter() - start
-
-# %% ../nbs/03_measure.ipynb #11220b22
-_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}
 
 # %% ../nbs/03_measure.ipynb #47141fb1
 class Comparison(NamedTuple):

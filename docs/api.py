@@ -8,7 +8,7 @@ import io
 import re
 import tokenize
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 _MAGIC = re.compile(r"(`+[^`]*`+)")
@@ -67,10 +67,11 @@ def names(module: Module) -> list[str]:
 
 
 def members(node: ast.ClassDef) -> list[ast.stmt]:
-    """Public methods, properties and annotated fields of a class."""
+    """Public methods and properties of a class, and its annotated fields unless they are what it is made from."""
+    kinds: Any = (ast.FunctionDef, ast.AsyncFunctionDef) + ((ast.AnnAssign,) if _init(node) else ())
     keep: dict[str, ast.stmt] = {}
     for n in node.body:
-        if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.AnnAssign):
+        if isinstance(n, kinds):
             for name in _names_of(n):
                 if not name.startswith("_"):
                     keep.setdefault(name, n)
@@ -207,14 +208,20 @@ def _constant(module: Module, node: ast.stmt, link) -> list[str]:
     return _field(module, node, link, "py:data")
 
 
+def _init(node: ast.ClassDef) -> ast.FunctionDef | None:
+    return next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+
+
 def _class(module: Module, node: ast.ClassDef, link) -> list[str]:
-    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    init = _init(node)
     fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and not _targets(n)[0].startswith("_")]
     if init:
         signature, params = _signature(module, init, True).split(" -> ")[0], _fields(module, init, link)
     else:
         args = [f"{_targets(n)[0]}: {_type(module, n.annotation)}" + (f" = {ast.unparse(n.value)}" if n.value else "")
                 for n in fields]
-        signature, params = (f"({', '.join(args)})" if args else "()"), []
+        notes = {_targets(n)[0]: module.comments.get(n.end_lineno or n.lineno, "") for n in fields}
+        signature = f"({', '.join(args)})"
+        params = [f":param {k}: {escape(v, link)}" for k, v in notes.items() if v]
     inside = [line for n in members(node) for line in _member(module, n, link)]
     return [f":::::{{py:class}} {node.name}{signature}", *_doc(node, link), *params, "", *inside, ":::::", ""]

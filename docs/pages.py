@@ -231,9 +231,8 @@ def copied_as(path: Path) -> str:
 
 
 def _for_site(path: Path, anchor: str, page_name: str) -> str:
-    if not path.exists():
-        return path.as_posix() + anchor  # Sphinx reports it
-    return os.path.relpath(copied_as(path), Path(page_name).parent).replace(os.sep, "/") + anchor
+    path_there = copied_as(path) if path.exists() or path.is_relative_to(NBS) else path.relative_to(ROOT).as_posix()
+    return os.path.relpath(path_there, Path(page_name).parent).replace(os.sep, "/") + anchor  # Sphinx reports dead ones
 
 
 def _target(target: str, page_name: str) -> Path | None:

@@ -192,6 +192,7 @@ def test_api_entry_reads_signature_and_docments_without_importing(tmp_path: Path
     text = api.entries(module, lambda t: t)
     assert "(a: int, *more: str, b: bigmodel_nb.measure.Interval | None=None) -> bigmodel_nb.m.Box" in text
     assert ":param more: a \\[list\\] of names" in text and "_hidden" not in text and "{py:property} area" in text
+    assert "{py:class} Box(size: int = 1)" in text and ":param size: of the box" in text
     assert {"bigmodel_nb.m.f", "bigmodel_nb.m.LIMIT", "bigmodel_nb.m.Box.area"} <= set(api.names(module))
 
 

@@ -26,7 +26,7 @@ def _pairs(
     "Pair a hospital's words with ours."
     return dict(zip(words.split(), canonical, strict=True))
 
-# %% ../../nbs/cases/02_dialects.ipynb #efc51fc6
+# %% ../../nbs/cases/02_dialects.ipynb #e337692d
 _HOSPITAL_A: dict[str, Any] = {
     "format": "csv", "encoding": "gb18030", "delimiter": ";", "date_format": "%Y年%m月%d日",
     "patients": {
@@ -47,7 +47,7 @@ _HOSPITAL_A: dict[str, Any] = {
         "codes": {"event": _pairs(
             "非酒精性脂肪肝 高血压 血脂异常 2型糖尿病 心绞痛/心肌缺血 "
             "脑卒中 心房颤动 心力衰竭 心肌梗死 心脏骤停", _EVENTS)}},
-    "spellings": {"M": ["男 ", "男性", "M", " 男"], "F": ["女 ", "女性", "F", " 女"]},
+    "spellings": {"M": ["男 ", "男性", "男士", " 男"], "F": ["女 ", "女性", "女士", " 女"]},
 }
 
 # %% ../../nbs/cases/02_dialects.ipynb #cab43324
@@ -71,7 +71,7 @@ _HOSPITAL_B: dict[str, Any] = {
     "spellings": {"M": [" Male", "mal", "MALE", "m"], "F": ["femal", "Female ", "FEMALE", "f"]},
 }
 
-# %% ../../nbs/cases/02_dialects.ipynb #eec8c481
+# %% ../../nbs/cases/02_dialects.ipynb #8fdd8738
 _HOSPITAL_C: dict[str, Any] = {
     "format": "sqlite", "date_format": "%d.%m.%Y",
     "patients": {
@@ -90,7 +90,7 @@ _HOSPITAL_C: dict[str, Any] = {
         "source": "clinic.db", "table": "condition",
         "columns": {"person_id": "local_id", "onset": "date", "concept_id": "event"},
         "codes": {"event": {str(201 + i): event for i, event in enumerate(_EVENTS)}}},
-    "spellings": {"M": ["1 ", "01", "M", "m"], "F": ["2 ", "02", "F", "f"]},
+    "spellings": {"M": ["1 ", "01", "male", "m"], "F": ["2 ", "02", "female", "f"]},
 }
 
 # %% ../../nbs/cases/02_dialects.ipynb #a390a233
@@ -98,10 +98,10 @@ DIALECTS: dict[str, dict[str, Any]] = {
     "hospital_a": _HOSPITAL_A, "hospital_b": _HOSPITAL_B, "hospital_c": _HOSPITAL_C,
 }
 
-# %% ../../nbs/cases/02_dialects.ipynb #51729465
+# %% ../../nbs/cases/02_dialects.ipynb #a02412bf
 FACTORS: dict[str, float] = { # value in the canonical unit = value in this unit * factor
     "kg": 1.0, "lb": 0.45359237, "cm": 1.0, "in": 2.54, "mg/dL": 1.0, "mmol/L": 38.67, "mmHg": 1.0,
-    "kPa": 7.50061683, "1": 1.0,
+    "kPa": 7.500615758, "1": 1.0,
 }
 _DIGITS = {"kg": 1, "lb": 1, "cm": 2, "in": 1, "mmol/L": 2, "kPa": 2}
 

@@ -75,6 +75,19 @@ def strip_notes(
     bare.metadata_props.extend(kept)
     return bare
 
+# %% ../../nbs/compression/04_export.ipynb #8ed3c829
+def _example_rows(
+    example: np.ndarray, # the caller's rows
+    fields: Sequence[str] | None, # the caller's column names
+) -> torch.Tensor: # exactly two rows, float32
+    "Two rows of the right width, or a clear error."
+    array = np.asarray(example, dtype=np.float32)
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"example has shape {array.shape}: give rows × features, e.g. X[:2]")
+    if fields is not None and len(fields) != array.shape[1]:
+        raise ValueError(f"{len(fields)} field names for {array.shape[1]} columns: name each column once")
+    return torch.from_numpy(np.repeat(array[:1], 2, axis=0))
+
 # %% ../../nbs/compression/04_export.ipynb #24b2a8ca
 def export_onnx(
     model: nn.Module, # one logit for each row; left as it was, also its training mode
@@ -98,19 +111,6 @@ def export_onnx(
     if fields is not None:
         bare.metadata_props.add(key="fields", value=json.dumps(list(fields), ensure_ascii=False))
     return write_atomic(path, bare.SerializeToString())
-
-# %% ../../nbs/compression/04_export.ipynb #8ed3c829
-def _example_rows(
-    example: np.ndarray, # the caller's rows
-    fields: Sequence[str] | None, # the caller's column names
-) -> torch.Tensor: # exactly two rows, float32
-    "Two rows of the right width, or a clear error."
-    array = np.asarray(example, dtype=np.float32)
-    if array.ndim != 2 or not array.size:
-        raise ValueError(f"example has shape {array.shape}: give rows × features, e.g. X[:2]")
-    if fields is not None and len(fields) != array.shape[1]:
-        raise ValueError(f"{len(fields)} field names for {array.shape[1]} columns: name each column once")
-    return torch.from_numpy(np.repeat(array[:1], 2, axis=0))
 
 # %% ../../nbs/compression/04_export.ipynb #394d89bb
 def run_onnx(

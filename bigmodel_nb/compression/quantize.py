@@ -83,6 +83,22 @@ def quantize_int8(
         model = require("onnx").load(half)
     return write_atomic(dst, strip_notes(model).SerializeToString())
 
+# %% ../../nbs/compression/02_quantize.ipynb #017694c2
+def _reader(
+    quantization: Any, # the module onnxruntime.quantization
+    name: str, # name of the model's input
+    rows: np.ndarray, # calibration rows
+    size: int = 256, # rows in a batch
+) -> Any: # what quantize_static reads
+    "Calibration rows, batch by batch, in the shape that ONNX Runtime asks for."
+    batches: Iterator[dict[str, np.ndarray]] = iter([{name: rows[i:i + size]} for i in range(0, len(rows), size)])
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(batches, None)
+
+    return Reader()
+
 # %% ../../nbs/compression/02_quantize.ipynb #cd429beb
 def _static(
     quantization: Any, # the module onnxruntime.quantization
@@ -99,22 +115,6 @@ def _static(
         str(src), dst, _reader(quantization, graph.input[0].name, rows), quant_format=quantization.QuantFormat.QDQ,
         per_channel=True, activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
         op_types_to_quantize=["Gemm", "MatMul", "Relu"], nodes_to_exclude=products[-1:])
-
-# %% ../../nbs/compression/02_quantize.ipynb #017694c2
-def _reader(
-    quantization: Any, # the module onnxruntime.quantization
-    name: str, # name of the model's input
-    rows: np.ndarray, # calibration rows
-    size: int = 256, # rows in a batch
-) -> Any: # what quantize_static reads
-    "Calibration rows, batch by batch, in the shape that ONNX Runtime asks for."
-    batches: Iterator[dict[str, np.ndarray]] = iter([{name: rows[i:i + size]} for i in range(0, len(rows), size)])
-
-    class Reader(quantization.CalibrationDataReader):
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(batches, None)
-
-    return Reader()
 
 # %% ../../nbs/compression/02_quantize.ipynb #008900d4
 def batch_effect(

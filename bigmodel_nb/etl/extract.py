@@ -59,15 +59,20 @@ def store(
     con = table.get_backend()
     return con.create_table(unused_name(), table, temp=True)
 
-# %% ../../nbs/etl/01_extract.ipynb #812cd727
+# %% ../../nbs/etl/01_extract.ipynb #512a4a01
 def read_frame(
     con: Any, # connection from `connect`
     frame: pd.DataFrame, # rows already in memory; types are kept
     source: str, # name to stand in `_source`
 ) -> ibis.Table: # the frame with `_source` and `_row`
     "Bring a pandas frame into the connection, with provenance."
-    rows = frame.assign(_source=source, _row=range(1, len(frame) + 1))
-    return con.create_table(unused_name(), pa.Table.from_pandas(rows, preserve_index=False), temp=True)
+    rows = pa.Table.from_pandas(frame, preserve_index=False)
+    for at, field in enumerate(rows.schema):
+        if pa.types.is_null(field.type):
+            rows = rows.set_column(at, field.name, rows.column(at).cast(pa.string()))
+    rows = rows.append_column("_source", pa.array([source] * len(frame), pa.string()))
+    rows = rows.append_column("_row", pa.array(range(1, len(frame) + 1), pa.int64()))
+    return con.create_table(unused_name(), rows, temp=True)
 
 # %% ../../nbs/etl/01_extract.ipynb #c2d9e508
 _MAGIC = {b"PK\x03\x04": "a ZIP archive (an .xlsx workbook is one too)", b"\x1f\x8b": "a gzip archive",

@@ -35,7 +35,7 @@ class Domain(NamedTuple):
     as_set: bool
     tree: dict[str, tuple[str, ...]] | None
 
-# %% ../../nbs/privacy/02_anonymize.ipynb #3675c2df
+# %% ../../nbs/privacy/02_anonymize.ipynb #8a1734d6
 def find_domain(
     column: pd.Series, # one quasi-identifier
     tree: dict[str, tuple[str, ...]] | None = None, # value -> its ancestors, nearest first
@@ -47,8 +47,7 @@ def find_domain(
     if tree is not None:
         if lost := sorted(set(values) - set(tree)):
             raise ValueError(f"column {column.name!r}: {lost[:3]} have no place in the tree; add their ancestors")
-        order = sorted(values, key=lambda v: (tree[v][::-1], v))
-        values = np.array(order, dtype=object)
+        values = np.array(sorted(values, key=lambda v: (tree[v][::-1], v)), dtype=object)
     else:
         values = np.sort(values)
     if values.dtype == object or len(values) < 2:
@@ -95,7 +94,7 @@ def _widths(
     low, high = np.minimum.reduceat(codes, starts), np.maximum.reduceat(codes, starts)
     return np.column_stack([p[high[:, j]] - p[low[:, j]] for j, p in enumerate(places)])
 
-# %% ../../nbs/privacy/02_anonymize.ipynb #b676b3cd
+# %% ../../nbs/privacy/02_anonymize.ipynb #05c0fb76
 def _cuts(
     value: np.ndarray, # the chosen column, sorted within each group
     starts: np.ndarray, # first row of each group
@@ -105,12 +104,11 @@ def _cuts(
     run = np.concatenate([[True], value[1:] != value[:-1]])
     run[starts] = True
     first = np.flatnonzero(run)
-    middle = starts + sizes // 2
-    at = np.searchsorted(first, middle, side="right") - 1
+    at = np.searchsorted(first, starts + sizes // 2, side="right") - 1
     after = np.append(first, len(value))[at + 1]
     return np.stack([first[at], after])
 
-# %% ../../nbs/privacy/02_anonymize.ipynb #08506e24
+# %% ../../nbs/privacy/02_anonymize.ipynb #456df0d4
 def _try_cut(
     value: np.ndarray, # the chosen column, sorted within each group
     starts: np.ndarray, # first row of each group
@@ -119,14 +117,13 @@ def _try_cut(
     l: int, # distinct secrets wanted on both sides
 ) -> np.ndarray: # cut position of each group, -1 where none is allowed
     "The better balanced of two median cuts that leaves k rows and l secrets on both sides."
-    n = len(value)
-    sizes, group = _runs(starts, n)
+    sizes, group = _runs(starts, len(value))
     ends, best, balance = starts + sizes, np.full(len(starts), -1), np.zeros(len(starts))
     for cut in _cuts(value, starts, sizes):
         smaller = np.minimum(cut - starts, ends - cut)
         good = (smaller >= k) & (smaller > balance)
         if secrets and l > 1 and good.any():
-            side = 2 * group + (np.arange(n) >= cut[group])
+            side = 2 * group + (np.arange(len(value)) >= cut[group])
             good &= _diverse(side, 2 * len(starts), secrets, l).reshape(-1, 2).all(1)
         best, balance = np.where(good, cut, best), np.where(good, smaller, balance)
     return best
@@ -220,7 +217,7 @@ def _labels(
     text = [_write(m.tolist() if m.dtype.kind == "f" else list(m), domain) for m in members]
     return np.array(text, dtype=object)[which.ravel()[group]]
 
-# %% ../../nbs/privacy/02_anonymize.ipynb #7bb1cca6
+# %% ../../nbs/privacy/02_anonymize.ipynb #01191be0
 def label_positions(
     label: Any, # a released value: single, '{a, b}', '[low, high]', a branch, or '*'
     domain: Domain, # the values that a reader of the release knows, sorted
@@ -229,16 +226,15 @@ def label_positions(
     values, text = domain.values, str(label)
     if text == "*" or label is None:
         return np.arange(len(values))
-    if domain.tree is not None and text not in domain.tree:
-        return np.flatnonzero([text in domain.tree[v] for v in values])
-    ends = text[1:-1].split(", ") if text[:1] in "[{" else [text]
-    if values.dtype == object:
-        keys: list[Any] = ends
-    else:
-        keys = [float(e) if values.dtype.kind == "f" else np.datetime64(e[:10]) for e in ends]
+    if domain.tree is not None:
+        return np.flatnonzero([text == v or text in domain.tree[v] for v in values])
+    ends = text[1:-1].split(", ") if text[:1] in ("[", "{") else [text]
+    kind = values.dtype.kind
+    keys: list[Any] = [float(e) if kind == "f" else np.datetime64(e[:10]) if kind == "M" else e for e in ends]
     if text[:1] == "[":
         return np.arange(np.searchsorted(values, keys[0]), np.searchsorted(values, keys[-1], side="right"))
-    return np.flatnonzero(np.isin(values, np.array(keys, dtype=values.dtype)))
+    at = [int(np.searchsorted(values, k)) for k in keys]
+    return np.array([a for a, k in zip(at, keys, strict=True) if a < len(values) and values[a] == k], dtype=int)
 
 # %% ../../nbs/privacy/02_anonymize.ipynb #10874236
 def equivalence_classes(

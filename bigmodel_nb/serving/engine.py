@@ -35,7 +35,7 @@ def open_session(
         raise ValueError(f"{file.name!r} is not a model this runtime can open ({type(error).__name__}): "
                          "export it again, or update onnxruntime") from error
 
-# %% ../../nbs/serving/01_engine.ipynb #739f4b38
+# %% ../../nbs/serving/01_engine.ipynb #340a42a7
 def stored_fields(
     session: Any, # an open session
 ) -> list[str]: # column names, or x0, x1, … where the file names none
@@ -44,7 +44,7 @@ def stored_fields(
     notes = session.get_modelmeta().custom_metadata_map
     names = json.loads(notes["fields"]) if "fields" in notes else [f"x{i}" for i in range(int(width))]
     if len(names) != width:
-        raise ValueError(f"the file names {len(names)} fields but takes {width} columns: export it again with its fields")
+        raise ValueError(f"the file names {len(names)} fields for {width} columns: export it again with its fields")
     return [str(name) for name in names]
 
 # %% ../../nbs/serving/01_engine.ipynb #c76c680b
@@ -70,7 +70,7 @@ def check_rows(
         raise ValueError(f"row {row}, column {fields[column]!r} is not a finite number: impute it first")
     return rows
 
-# %% ../../nbs/serving/01_engine.ipynb #a57d1031
+# %% ../../nbs/serving/01_engine.ipynb #f272bef3
 class Engine:
     "A model file behind `predict`: opened once, warm, safe to call from many threads."
 
@@ -97,3 +97,6 @@ class Engine:
         if not len(rows):
             return np.empty(0, dtype=np.float32)
         return np.asarray(self.session.run(None, {self._input: rows})[0]).reshape(-1)
+
+    def __repr__(self) -> str:
+        return f"Engine(version {self.version}, {len(self.fields)} fields)"

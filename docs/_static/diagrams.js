@@ -21,7 +21,11 @@
       node.textContent = sources.get(node);
       node.removeAttribute("data-processed");
     }
-    await window.mermaid.run({ querySelector: "pre.mermaid" });
+    try {
+      await window.mermaid.run({ querySelector: "pre.mermaid" });
+    } catch (error) {
+      console.error(`A diagram on this page is not valid: ${error.message ?? error.str ?? JSON.stringify(error)}`);
+    }
     for (const svg of document.querySelectorAll("pre.mermaid svg")) /* shrink a little, then scroll */
       svg.style.minWidth = `${0.62 * svg.viewBox.baseVal.width}px`;
   };
