@@ -92,7 +92,11 @@ def defined(cell: dict) -> list[str]:
 
 
 def imports_in(tree: ast.Module) -> list[ast.stmt]:
-    return [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    "The import statements of a cell, those for type checkers only included."
+    def only_types(n: ast.stmt) -> bool:
+        return isinstance(n, ast.If) and isinstance(n.test, ast.Name) and n.test.id == "TYPE_CHECKING"
+
+    return [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom)) or only_types(n)]
 
 
 # --- one notebook ---------------------------------------------------------------------------------------------------

@@ -5,13 +5,10 @@
 # %% auto #0
 __all__ = ['spread', 'spoil_hospital', 'place_rows', 'list_errors', 'write_exports', 'write_canonical']
 
-# %% ../../nbs/cases/03_hospitals.ipynb #dbaf6cca
+# %% ../../nbs/cases/03_hospitals.ipynb #14a41fce
 import json
-import shutil
 import sqlite3
-import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +27,7 @@ from bigmodel_nb.cases.corruption import (
 from .dialects import DIALECTS, in_dialect, unit_slips
 from .identities import Record, draw_addresses, invent_record
 from ..extras import require
+from ..ledger import new_folder
 
 # %% ../../nbs/cases/03_hospitals.ipynb #0fb688c9
 _SHARE = {"hospital_a": 0.40, "hospital_b": 0.35, "hospital_c": 0.25}
@@ -220,25 +218,6 @@ def _write_sqlite(
                          dtype={column: types.get(str(column), "TEXT") for column in table.columns})
         con.commit()
 
-# %% ../../nbs/cases/03_hospitals.ipynb #de19c2af
-@contextmanager
-def _new_folder(
-    folder: Path, # the folder to make
-    mark: str, # a file that shows that an existing folder is one of ours and may be replaced
-) -> Iterator[Path]: # a temporary folder beside it
-    "Fill a folder beside the final place, then put it there in one step."
-    if folder.exists() and any(folder.iterdir()) and not (folder / mark).is_file():
-        raise FileExistsError(f"{folder} holds something else (no {mark} in it); choose an empty or a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        yield temporary
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
 # %% ../../nbs/cases/03_hospitals.ipynb #49df5a9f
 def _write_hospital(
     local: Record, # the rows of one hospital, canonical
@@ -261,7 +240,7 @@ def _write_hospital(
     counts = {f"{hospital}/{name}": len(table) for name, table in tables.items()}
     return counts, pd.concat([part for part in errors if len(part)] or errors[:1]).assign(hospital=hospital)
 
-# %% ../../nbs/cases/03_hospitals.ipynb #d71ba20b
+# %% ../../nbs/cases/03_hospitals.ipynb #297f7505
 def write_exports(
     folder: str | Path, # the folder to make
     seed: int = 0, # the same seed gives the same exports
@@ -273,7 +252,7 @@ def write_exports(
     rng, rates = np.random.default_rng([seed, 2]), corruption or Corruption()
     local, truth = spread(invent_record(seed, n_patients), rng)
     counts, errors = {}, []
-    with _new_folder(Path(folder), "truth.parquet") as temporary:
+    with new_folder(Path(folder), "truth.parquet") as temporary:
         for hospital in DIALECTS:
             own = Record(*(table[table["hospital"] == hospital].reset_index(drop=True) for table in local))
             rows, planted = _write_hospital(own, hospital, rates, rng, temporary / hospital)
@@ -285,7 +264,7 @@ def write_exports(
         truth.to_parquet(temporary / "truth.parquet", index=False)
     return {**counts, "errors": len(wrong)}
 
-# %% ../../nbs/cases/03_hospitals.ipynb #66d56015
+# %% ../../nbs/cases/03_hospitals.ipynb #0d04b6af
 def write_canonical(
     folder: str | Path, # the folder to make
     seed: int = 0, # the same seed gives the same people
@@ -293,7 +272,7 @@ def write_canonical(
 ) -> dict[str, int]: # rows of each table
     "Write the clean record in the canonical schema: the template for data of your own."
     record, counts = invent_record(seed, n_patients), {}
-    with _new_folder(Path(folder), "patients.csv") as temporary:
+    with new_folder(Path(folder), "patients.csv") as temporary:
         for name, table in record._asdict().items():
             local_id = "P" + table["person"].astype(str)
             own = table.drop(columns="person")

@@ -4,26 +4,21 @@
 
 # %% auto #0
 __all__ = ['LOG', 'PATHS', 'Field', 'record_model', 'read_body', 'parse_records', 'Metrics', 'make_app', 'listen', 'find_port',
-           'Server', 'serve', 'LoadReport', 'load_test']
+           'Server', 'serve']
 
-# %% ../../nbs/serving/02_server.ipynb #85298c14
+# %% ../../nbs/serving/02_server.ipynb #e20a7002
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import json
 import logging
 import os
-import random
 import secrets
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -132,7 +127,7 @@ def parse_records(
         raise _Refusal(422, bad[:100])
     return good
 
-# %% ../../nbs/serving/02_server.ipynb #2b2d6791
+# %% ../../nbs/serving/02_server.ipynb #6706993f
 class Metrics:
     "Counters of one app, in a registry of its own."
 
@@ -146,6 +141,7 @@ class Metrics:
                                             buckets=(.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5))
 
     def text(self) -> bytes: # Prometheus text format
+        "The counters, as the operator's collector reads them."
         return bytes(require("prometheus_client").generate_latest(self.registry))
 
 # %% ../../nbs/serving/02_server.ipynb #456b2c21
@@ -353,79 +349,3 @@ def serve(
         server.should_exit = True
         thread.join(timeout)
         listener.close()
-
-# %% ../../nbs/serving/02_server.ipynb #b1a80984
-class LoadReport(NamedTuple):
-    "What a load test saw."
-    n: int # requests sent
-    concurrency: int # clients at a time
-    seconds: float # from the first request to the last answer
-    requests_per_second: float # answers with status 200 per second
-    p50_ms: float # median time of an answer with status 200, in milliseconds
-    p95_ms: float # 95th percentile of the same
-    errors: dict[str, int] # other answers by status, or by the name of the exception
-    answers: list[tuple[int, Any]] # (position in payloads, JSON) of each answer with status 200
-
-# %% ../../nbs/serving/02_server.ipynb #952982a1
-def _loopback(url: str) -> str:
-    "Refuse to put load on a machine that is not this one."
-    host = urlsplit(url).hostname or ""
-    try:
-        inside = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        inside = False
-    if not inside:
-        raise ValueError(f"load_test sends to this machine only, not to {host or url!r}: use http://127.0.0.1:port")
-    return url
-
-# %% ../../nbs/serving/02_server.ipynb #0c127432
-async def _ask(http: Any, url: str, payload: Any) -> tuple[str, float, Any]:
-    "One request and what came of it."
-    start, answer = time.perf_counter(), None
-    try:
-        response = await http.post(url, json=payload)
-        status = str(response.status_code)
-        answer = response.json() if status == "200" else None
-    except require("httpx").HTTPError as error:
-        status = type(error).__name__
-    return status, 1000 * (time.perf_counter() - start), answer
-
-# %% ../../nbs/serving/02_server.ipynb #4a192f35
-async def _clients(url: str, payloads: Sequence[Any], order: list[int],
-                   concurrency: int, timeout: float) -> tuple[list[tuple[int, str, float, Any]], float]:
-    "A few clients that work through one queue."
-    httpx = require("httpx")
-    queue = iter(order)
-    results: list[tuple[int, str, float, Any]] = []
-
-    async def client() -> None:
-        for i in queue:
-            results.append((i, *await _ask(http, url, payloads[i])))
-
-    limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    async with httpx.AsyncClient(trust_env=False, verify=False, timeout=timeout, limits=limits) as http:
-        start = time.perf_counter()
-        await asyncio.gather(*(client() for _ in range(concurrency)))
-        return results, time.perf_counter() - start
-
-# %% ../../nbs/serving/02_server.ipynb #dcf879d4
-def load_test(
-    url: str, # http://127.0.0.1:port/predict; other machines are refused
-    payloads: Sequence[Any], # JSON bodies, drawn in a seeded random order
-    requests: int = 200, # how many in all
-    concurrency: int = 8, # clients, each waiting for its answer before it asks again
-    seed: int = 0, # of the order
-    timeout: float = 30.0, # seconds for one answer
-) -> LoadReport: # times, errors, answers
-    "Closed-loop load test: a fixed number of requests by a fixed number of clients."
-    if requests < 1 or concurrency < 1 or not payloads:
-        raise ValueError("give at least one request, one client and one payload")
-    order = random.Random(seed).choices(range(len(payloads)), k=requests)
-    job = _clients(_loopback(url), payloads, order, concurrency, timeout)
-    with ThreadPoolExecutor(1) as pool:
-        results, seconds = pool.submit(asyncio.run, job).result()
-    times = [ms for _, status, ms, _ in results if status == "200"]
-    p50, p95 = np.percentile(times, [50, 95]) if times else (float("nan"), float("nan"))
-    errors = Counter(status for _, status, _, _ in results if status != "200")
-    return LoadReport(requests, concurrency, seconds, len(times) / seconds, float(p50), float(p95), dict(errors),
-                      [(i, answer) for i, status, _, answer in results if status == "200"])

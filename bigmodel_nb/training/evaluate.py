@@ -186,6 +186,17 @@ def paired_difference(
         return metric(y, a, weight=again) - metric(y, b, weight=again)
     return _interval(gap(weight), _bootstrap(gap, y, weight, n, seed), level)
 
+# %% ../../nbs/training/05_evaluate.ipynb #3cdfdaa7
+def _wilson(
+    share: np.ndarray, # observed shares
+    size: np.ndarray, # how many rows each rests on
+) -> tuple[np.ndarray, np.ndarray]: # low and high ends
+    "Wilson's 95 % interval for a share."
+    z = 1.959964
+    centre, scale = share + z*z/(2*size), 1 + z*z/size
+    half = z*np.sqrt(share*(1 - share)/size + z*z/(4*size*size))
+    return (centre - half)/scale, (centre + half)/scale
+
 # %% ../../nbs/training/05_evaluate.ipynb #a2cfc779
 def calibration(
     y: Any, # true labels, 0 or 1, shape (n,)
@@ -205,17 +216,6 @@ def calibration(
     low, high = _wilson(observed.to_numpy(), size.to_numpy())
     return pd.DataFrame(dict(predicted=sums.p/sums.weight, observed=observed, low=low, high=high,
                              rows=sums.rows, weight=sums.weight)).reset_index(drop=True)
-
-# %% ../../nbs/training/05_evaluate.ipynb #3cdfdaa7
-def _wilson(
-    share: np.ndarray, # observed shares
-    size: np.ndarray, # how many rows each rests on
-) -> tuple[np.ndarray, np.ndarray]: # low and high ends
-    "Wilson's 95 % interval for a share."
-    z = 1.959964
-    centre, scale = share + z*z/(2*size), 1 + z*z/size
-    half = z*np.sqrt(share*(1 - share)/size + z*z/(4*size*size))
-    return (centre - half)/scale, (centre + half)/scale
 
 # %% ../../nbs/training/05_evaluate.ipynb #e865d6ac
 def calibration_error(

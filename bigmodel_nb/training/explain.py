@@ -83,6 +83,17 @@ def shap_values(
         total += _walk(predict, X, background, order) + _walk(predict, X, background, order[:, ::-1])
     return total/(2*rounds)
 
+# %% ../../nbs/training/07_explain.ipynb #603cd85a
+def _swarm(
+    values: np.ndarray, # positions along the line
+    bins: int = 60, # columns in which dots may pile up
+) -> np.ndarray: # a shift for each dot, between -0.4 and 0.4
+    "Shift dots sideways so that crowds look crowded."
+    column = np.digitize(values, np.linspace(values.min(), values.max() + 1e-12, bins))
+    place = pd.Series(values).groupby(column).cumcount().to_numpy()
+    tallest = max(place.max(), 1)
+    return np.where(place % 2, 1, -1)*((place + 1)//2)/(tallest + 1)*.8
+
 # %% ../../nbs/training/07_explain.ipynb #65e62deb
 def plot_importance(
     values: np.ndarray, # Shapley values, shape (n, m)
@@ -109,17 +120,6 @@ def plot_importance(
         plt.close(fig)
     return fig
 
-# %% ../../nbs/training/07_explain.ipynb #603cd85a
-def _swarm(
-    values: np.ndarray, # positions along the line
-    bins: int = 60, # columns in which dots may pile up
-) -> np.ndarray: # a shift for each dot, between -0.4 and 0.4
-    "Shift dots sideways so that crowds look crowded."
-    column = np.digitize(values, np.linspace(values.min(), values.max() + 1e-12, bins))
-    place = pd.Series(values).groupby(column).cumcount().to_numpy()
-    tallest = max(place.max(), 1)
-    return np.where(place % 2, 1, -1)*((place + 1)//2)/(tallest + 1)*.8
-
 # %% ../../nbs/training/07_explain.ipynb #27a14b1c
 def _erase(
     predict: Callable[[np.ndarray], np.ndarray], # (n, m) -> (n,)
@@ -133,6 +133,18 @@ def _erase(
         rows[np.arange(len(X)), step] = baseline[step]
         out.append(predict(rows))
     return np.array(out)
+
+# %% ../../nbs/training/07_explain.ipynb #7a8ea626
+def _damage(
+    predictions: np.ndarray, # after 0, 1, ... m removals, shape (m + 1, n)
+    y: Any = None, # outcomes, or None
+) -> np.ndarray: # damage after each removal, shape (m + 1,)
+    "Mean change of the predictions, or loss of AUROC where outcomes are given."
+    if y is None:
+        return np.abs(predictions - predictions[0]).mean(axis=1)
+    from bigmodel_nb.training.evaluate import auroc
+    areas = np.array([auroc(y, p) for p in predictions])
+    return areas[0] - areas
 
 # %% ../../nbs/training/07_explain.ipynb #5b7d00bc
 class Deletion(NamedTuple):
@@ -166,15 +178,3 @@ def deletion_test(
     gaps = ours.mean() - chance.mean(axis=1)
     area = Interval(float(gaps.mean()), *(float(q) for q in np.quantile(gaps, [.025, .975])))
     return Deletion(curve, area, area.low > 0)
-
-# %% ../../nbs/training/07_explain.ipynb #7a8ea626
-def _damage(
-    predictions: np.ndarray, # after 0, 1, ... m removals, shape (m + 1, n)
-    y: Any = None, # outcomes, or None
-) -> np.ndarray: # damage after each removal, shape (m + 1,)
-    "Mean change of the predictions, or loss of AUROC where outcomes are given."
-    if y is None:
-        return np.abs(predictions - predictions[0]).mean(axis=1)
-    from bigmodel_nb.training.evaluate import auroc
-    areas = np.array([auroc(y, p) for p in predictions])
-    return areas[0] - areas
