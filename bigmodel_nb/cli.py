@@ -36,7 +36,7 @@ def nearest(
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(known)}"
     raise ValueError(f"unknown {kind} {name!r}: {hint}")
 
-# %% ../nbs/92_cli.ipynb #9b4f4b3c
+# %% ../nbs/92_cli.ipynb #792e8316
 @contextlib.contextmanager
 def progress(
     total: int | None, # how many steps are expected, None if unknown
@@ -45,8 +45,13 @@ def progress(
     "A bar on standard error while steps go by; silent when it is not a terminal."
     from tqdm import tqdm
 
-    with tqdm(total=total, unit=f" {unit}", disable=not sys.stderr.isatty(), bar_format="{desc:<28} {bar:24} {n}/{total} {elapsed}",
-              leave=False) as bar:
+    with tqdm(
+        total=total,
+        unit=f" {unit}",
+        disable=not sys.stderr.isatty(),
+        bar_format="{desc:<28} {bar:24} {n}/{total} {elapsed}",
+        leave=False,
+    ) as bar:
         begun = False
 
         def heard(name: str) -> None:
@@ -57,7 +62,7 @@ def progress(
 
         yield heard
 
-# %% ../nbs/92_cli.ipynb #52ac1b40
+# %% ../nbs/92_cli.ipynb #08f5a60b
 def _run(args: argparse.Namespace) -> int:
     "Run a case and print its targets, its bill and where the report lies."
     module, _ = CASES[nearest(args.case, list(CASES), "case")]
@@ -69,8 +74,11 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     bill = json.loads((out / "ledger.json").read_text(encoding="utf-8"))
     for stage in bill["stages"]:
-        print(f"{stage['stage']:<28}{stage['seconds']:>8.1f} s{stage['money']:>11.5f} {bill['currency']}{stage['joules']:>9.0f} J"
-              + (f"   ε {stage['epsilon']:.2f}" if stage["epsilon"] else ""))
+        print(
+            f"{stage['stage']:<28}{stage['seconds']:>8.1f} s{stage['money']:>11.5f} "
+            f"{bill['currency']}{stage['joules']:>9.0f} J"
+            + (f"   ε {stage['epsilon']:.2f}" if stage["epsilon"] else "")
+        )
     print(f"\nreport: {out / 'report.html'}")
     return 0
 
@@ -116,7 +124,7 @@ def _claims(args: argparse.Namespace) -> int:
     print(claims.table(results).to_string())
     return 0
 
-# %% ../nbs/92_cli.ipynb #9ffd191e
+# %% ../nbs/92_cli.ipynb #430e1188
 def _data(args: argparse.Namespace) -> int:
     "List data sets, fetch them, or write a template for data of one's own."
     from bigmodel_nb import datasets
@@ -130,18 +138,22 @@ def _data(args: argparse.Namespace) -> int:
         from bigmodel_nb.cases.hospitals import write_canonical
 
         if len(args.names) != 1:
-            raise ValueError("bigmodel data template needs one folder to write into, such as: bigmodel data template my_data")
+            raise ValueError(
+                "bigmodel data template needs one folder to write into, such as: bigmodel data template my_data"
+            )
         print(json.dumps(write_canonical(args.names[0], n_patients=1000)))
     else:
         table = datasets.describe()
         print(table.to_json(orient="records", indent=2) if args.json else table.to_string(index=False, max_colwidth=60))
     return 0
 
-# %% ../nbs/92_cli.ipynb #1eedbb8d
+# %% ../nbs/92_cli.ipynb #4d5342ea
 def _add_more(verbs: Any) -> None:
     "The verbs for readers: course, claims, data."
     course = verbs.add_parser("course", help="execute the notebooks cold, from a clone; some minutes")
-    course.add_argument("pattern", nargs="?", default="", metavar="PATTERN", help="such as ledger or 'etl/*' (default: all)")
+    course.add_argument(
+        "pattern", nargs="?", default="", metavar="PATTERN", help="such as ledger or 'etl/*' (default: all)"
+    )
     course.add_argument("-j", "--jobs", type=int, default=2, metavar="N", help="how many at a time (default: 2)")
     course.add_argument("--write", action="store_true", help="store the outputs in the notebooks")
     course.set_defaults(do=_course)
@@ -151,23 +163,38 @@ def _add_more(verbs: Any) -> None:
     claims.add_argument("--json", metavar="FILE", help="also write the results to FILE")
     claims.set_defaults(do=_claims)
     data = verbs.add_parser("data", help="list the data sets, fetch them once, or write a template for your own")
-    data.add_argument("action", nargs="?", default="list", choices=["list", "fetch", "template"], help="(default: list)")
-    data.add_argument("names", nargs="*", metavar="NAME", help="data sets to fetch (default: all), or the folder for the template")
+    data.add_argument(
+        "action", nargs="?", default="list", choices=["list", "fetch", "template"], help="(default: list)"
+    )
+    data.add_argument(
+        "names", nargs="*", metavar="NAME", help="data sets to fetch (default: all), or the folder for the template"
+    )
     data.add_argument("--json", action="store_true", help="list as JSON")
     data.set_defaults(do=_data)
 
-# %% ../nbs/92_cli.ipynb #ee31bd1c
+# %% ../nbs/92_cli.ipynb #d02c7392
 def parser() -> argparse.ArgumentParser: # with a subcommand for each verb
     "The command line's grammar."
-    top = argparse.ArgumentParser(prog="bigmodel", description="From raw records to a served model, with the bill.",
-                                  epilog="Exit codes: 0 done, 1 our fault, 2 bad input, 3 understood but not feasible.")
+    top = argparse.ArgumentParser(
+        prog="bigmodel",
+        description="From raw records to a served model, with the bill.",
+        epilog="Exit codes: 0 done, 1 our fault, 2 bad input, 3 understood but not feasible.",
+    )
     top.add_argument("--version", action="version", version=f"bigmodel_nb {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="COMMAND", required=True)
-    run = verbs.add_parser("run", help="run a case end to end, some minutes; writes report.html, metrics.json, ledger.json and the model")
+    run = verbs.add_parser(
+        "run", help="run a case end to end, some minutes; writes report.html, metrics.json, ledger.json and the model"
+    )
     run.add_argument("case", metavar="CASE", help=f"one of: {', '.join(CASES)}")
-    run.add_argument("--out", metavar="DIR", help="folder to write, replaced if it holds an earlier run (default: runs/CASE)")
+    run.add_argument(
+        "--out", metavar="DIR", help="folder to write, replaced if it holds an earlier run (default: runs/CASE)"
+    )
     run.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random but the keys (default: 0)")
-    run.add_argument("--data", metavar="PATH", help="your own record in the canonical columns; `bigmodel data template DIR` writes an example")
+    run.add_argument(
+        "--data",
+        metavar="PATH",
+        help="your own record in the canonical columns; `bigmodel data template DIR` writes an example",
+    )
     run.add_argument("--json", action="store_true", help="print metrics.json instead of the bill")
     run.set_defaults(do=_run)
     cases = verbs.add_parser("cases", help="list the cases, a line each")
@@ -176,14 +203,18 @@ def parser() -> argparse.ArgumentParser: # with a subcommand for each verb
     _add_more(verbs)
     return top
 
-# %% ../nbs/92_cli.ipynb #d0579798
+# %% ../nbs/92_cli.ipynb #ce11f4cd
 def explain(
     error: BaseException, # what ended a command
 ) -> tuple[int, str]: # exit code and message; an empty message asks for the traceback
     "Tell bad input from our fault."
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if "No space left on device" in text or "File too large" in text:
-        return 2, f"the disk is full ({text.splitlines()[0]}); free some space or choose another disk with --out, and run again"
+        return (
+            2,
+            f"the disk is full ({text.splitlines()[0]}); free some space or choose another disk with "
+            f"--out, and run again",
+        )
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted; nothing was left half-written, the same command starts again"
     if isinstance(error, OSError) and error.filename and error.strerror:

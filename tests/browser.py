@@ -31,8 +31,11 @@ class Browser:
 
     def __init__(self) -> None:
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        self.process = subprocess.Popen([find_browser() or "chromium", *FLAGS, f"--user-data-dir={self.profile.name}"],
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [find_browser() or "chromium", *FLAGS, f"--user-data-dir={self.profile.name}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         self.ids = itertools.count(1)
         self.requests: list[str] = []
         self.errors: list[str] = []

@@ -70,11 +70,14 @@ ADULT = ["age", "gender", "race", "marital-status"]
 NAFLD = ["age", "male", "height"]
 
 
-@pytest.mark.parametrize(("name", "names", "sensitive"), [
-    ("adult", ADULT, "income"),
-    ("adult", ADULT, "hours-per-week"),
-    ("nafld_patients", NAFLD, "status"),
-])
+@pytest.mark.parametrize(
+    ("name", "names", "sensitive"),
+    [
+        ("adult", ADULT, "income"),
+        ("adult", ADULT, "hours-per-week"),
+        ("nafld_patients", NAFLD, "status"),
+    ],
+)
 @pytest.mark.parametrize(("k", "l"), [(5, 1), (10, 2)])
 def test_releases(checker, tmp_path, name, names, sensitive, k, l):  # noqa: E741
     source = load(name).head(3000).reset_index(drop=True)

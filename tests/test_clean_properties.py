@@ -21,18 +21,32 @@ from bigmodel_nb.etl.schema import Column, Schema, failures, quarantine
 
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 WORD = st.text(alphabet="abcdefghijklmnopqrstuvwxyz李明é", min_size=1, max_size=8).filter(
-    lambda word: word not in {"na", "nan", "nil", "none", "null", "unknown"})
+    lambda word: word not in {"na", "nan", "nil", "none", "null", "unknown"}
+)
 CLEAN_ROW = st.tuples(WORD, st.dates(), st.floats(0.01, 1e6).map(lambda x: f"{x:.3f}"), st.sampled_from("FM"))
-ANY_ROW = st.tuples(st.one_of(WORD, st.sampled_from(["", "n/a", " Ann ", "JosÃ©"])),
-                    st.sampled_from(["2001-02-03", "2001-02-30", "03.02.2001", "x", "", "2199-01-01"]),
-                    st.sampled_from(["1", "1,5", "<5", "-3", "nan", "", "9e99"]),
-                    st.sampled_from(["F", "M", " f", "MALE", "femle", "?", ""]))
-STEPS = [tidy_text, partial(parse_dates, columns=["born"]), partial(parse_numbers, columns=["value"]),
-         partial(map_codes, column="sex", mapping={"F": "F", "M": "M", "female": "F", "male": "M"}),
-         partial(drop_duplicates, on=["id"])]
-SCHEMA = Schema([Column("id"), Column("name", nullable=True),
-                 Column("born", "date", low="1900-01-01", high="2100-12-31"),
-                 Column("value", "float", low=0, nullable=True), Column("sex", choices=["F", "M"])], key=["id"])
+ANY_ROW = st.tuples(
+    st.one_of(WORD, st.sampled_from(["", "n/a", " Ann ", "JosÃ©"])),
+    st.sampled_from(["2001-02-03", "2001-02-30", "03.02.2001", "x", "", "2199-01-01"]),
+    st.sampled_from(["1", "1,5", "<5", "-3", "nan", "", "9e99"]),
+    st.sampled_from(["F", "M", " f", "MALE", "femle", "?", ""]),
+)
+STEPS = [
+    tidy_text,
+    partial(parse_dates, columns=["born"]),
+    partial(parse_numbers, columns=["value"]),
+    partial(map_codes, column="sex", mapping={"F": "F", "M": "M", "female": "F", "male": "M"}),
+    partial(drop_duplicates, on=["id"]),
+]
+SCHEMA = Schema(
+    [
+        Column("id"),
+        Column("name", nullable=True),
+        Column("born", "date", low="1900-01-01", high="2100-12-31"),
+        Column("value", "float", low=0, nullable=True),
+        Column("sex", choices=["F", "M"]),
+    ],
+    key=["id"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +97,13 @@ def test_conversion_there_and_back_is_one(pair):
 
 
 @FEW
-@given(cells=st.lists(st.text(alphabet="ab,;\"'\n李é0 ", min_size=1, max_size=6).filter(lambda cell: cell.strip()),
-                      min_size=1, max_size=10),
-       encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "gb18030"]), delimiter=st.sampled_from(",;\t|"))
+@given(
+    cells=st.lists(
+        st.text(alphabet="ab,;\"'\n李é0 ", min_size=1, max_size=6).filter(lambda cell: cell.strip()), min_size=1, max_size=10
+    ),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "gb18030"]),
+    delimiter=st.sampled_from(",;\t|"),
+)
 def test_what_is_written_is_read(con, tmp_path_factory, cells, encoding, delimiter):
     path = tmp_path_factory.mktemp("trip") / "t.csv"
     frame = pd.DataFrame({"cell": cells, "n": range(len(cells))}).astype(str)

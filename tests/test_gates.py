@@ -36,7 +36,8 @@ def tree(folder: Path) -> dict[str, bytes]:
     "Every file under `folder` with its bytes."
     return {
         str(p.relative_to(folder)): p.read_bytes()
-        for p in sorted(folder.rglob("*")) if p.is_file() and "__pycache__" not in p.parts
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and "__pycache__" not in p.parts
     }
 
 
@@ -54,13 +55,20 @@ def stale_export(root: Path, tmp: Path) -> list[str]:
         if p.is_file() and p.suffix not in {".py", ".pyc"}:
             (copy / p.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(p, copy / p.relative_to(root))
-    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=copy, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"],
+        cwd=copy,
+        check=True,
+        capture_output=True,
+    )
     return differences(tree(root / "bigmodel_nb"), tree(copy / "bigmodel_nb"))
 
 
 def test_export_in_step(tmp_path):
     changed = stale_export(gates.ROOT, tmp_path)
-    assert not changed, f"the library differs from its notebooks in {changed}; run make export (edit the notebook, never the export)"
+    assert not changed, (
+        f"the library differs from its notebooks in {changed}; run make export (edit the notebook, never the export)"
+    )
 
 
 def test_export_gate_bites(tmp_path):
@@ -74,7 +82,9 @@ def test_export_gate_bites(tmp_path):
 def unclean(root: Path) -> list[str]:
     "The notebooks under `root` that nbdev_clean would change; it is run on them."
     before = tree(root / "nbs")
-    subprocess.run([sys.executable, "-c", "from nbdev.clean import nbdev_clean; nbdev_clean()"], cwd=root, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", "from nbdev.clean import nbdev_clean; nbdev_clean()"], cwd=root, check=True, capture_output=True
+    )
     return differences(before, tree(root / "nbs"))
 
 
@@ -101,8 +111,12 @@ def md(text: str) -> dict:
 
 def py(text: str, *outputs: dict) -> dict:
     return {
-        "cell_type": "code", "id": f"c{abs(hash(text)) % 10**7}", "metadata": {}, "execution_count": None,
-        "outputs": list(outputs), "source": text,
+        "cell_type": "code",
+        "id": f"c{abs(hash(text)) % 10**7}",
+        "metadata": {},
+        "execution_count": None,
+        "outputs": list(outputs),
+        "source": text,
     }
 
 
@@ -155,7 +169,9 @@ BROKEN_PAGES = {
     "title_and_summary: no summary": lambda c: swap(c, "> Adding.", "Adding."),
     "title_and_summary: late default_exp": lambda c: [c[1], c[0], *c[2:]],
     "spine: a heading missing": lambda c: swap(c, "## What it costs", "### What it costs"),
-    "spine: two swapped": lambda c: swap(swap(swap(c, "## Summary", "## X"), "## Exercises", "## Summary"), "## X", "## Exercises"),
+    "spine: two swapped": lambda c: swap(
+        swap(swap(c, "## Summary", "## X"), "## Exercises", "## Summary"), "## X", "## Exercises"
+    ),
     "one_definition: two in a cell": lambda c: swap(c, "return a + b", "return a + b\ndef sub():\n    return 0"),
     "one_definition: long cell": lambda c: swap(c, "return a + b", "\n    ".join(["a += 0"] * 40) + "\n    return a + b"),
     "consequence: never used": lambda c: swap(c, "assert add(1, 2) == 3\nadd(1, 2)", "1 + 2"),

@@ -161,7 +161,7 @@ def test_a_build_stops_at_a_dead_reference(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "site" / ".inputs").exists()
 
 
-SOURCE = '''
+SOURCE = """
 from bigmodel_nb.measure import Interval
 __all__ = ["f", "LIMIT", "Box"]
 #: the most
@@ -180,7 +180,7 @@ class Box:
     @property
     def area(self) -> float: # in m2
         "Area."
-'''
+"""
 
 
 def test_api_entry_reads_signature_and_docments_without_importing(tmp_path: Path) -> None:

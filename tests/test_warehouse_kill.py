@@ -32,12 +32,27 @@ load_star(f"{folder}/warehouse.duckdb", *tables)
 def record(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """A record of n patients with ten measurements and one event each."""
     rng, day = np.random.default_rng(n), pd.Timestamp("2000-01-01")
-    patients = pd.DataFrame({"entity": np.arange(n), "sex": "F", "birth_date": day - pd.Timedelta(days=9000),
-                             "index_date": day, "last_seen": day + pd.Timedelta(days=900), "died": False})
+    patients = pd.DataFrame(
+        {
+            "entity": np.arange(n),
+            "sex": "F",
+            "birth_date": day - pd.Timedelta(days=9000),
+            "index_date": day,
+            "last_seen": day + pd.Timedelta(days=900),
+            "died": False,
+        }
+    )
     who = np.repeat(np.arange(n), 10)
-    measurements = pd.DataFrame({"entity": who, "hospital": "north", "test": "hdl", "unit": "mg/dL",
-                                 "date": day + pd.to_timedelta(np.tile(np.arange(10), n), unit="D"),
-                                 "value": rng.normal(50, 5, len(who))})
+    measurements = pd.DataFrame(
+        {
+            "entity": who,
+            "hospital": "north",
+            "test": "hdl",
+            "unit": "mg/dL",
+            "date": day + pd.to_timedelta(np.tile(np.arange(10), n), unit="D"),
+            "value": rng.normal(50, 5, len(who)),
+        }
+    )
     events = pd.DataFrame({"entity": np.arange(n), "hospital": "north", "date": day, "event": "htn"})
     return patients, measurements, events
 

@@ -6,8 +6,7 @@
 __all__ = ['IDENTITIES', 'QUASI', 'K', 'L', 'Case', 'gather', 'unite', 'protect', 'load', 'release', 'train', 'shrink',
            'evaluate', 'explain', 'fields', 'answer', 'write_report', 'run']
 
-# %% ../../nbs/cases/09_medical.ipynb #9af33f15
-import shutil
+# %% ../../nbs/cases/09_medical.ipynb #ea2e63f7
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from ..training.evaluate import auroc, plot_calibration, plot_net_benefit, subgr
 from ..training.explain import deletion_test, plot_importance, shap_values
 from ..training.trainer import predict
 
-# %% ../../nbs/cases/09_medical.ipynb #ab801fba
+# %% ../../nbs/cases/09_medical.ipynb #0c444869
 class Case:
     "One run in progress: folder, seed, ledger, listener, and the facts found so far."
 
@@ -49,7 +48,12 @@ class Case:
         heard: Callable[[str], None] | None = None, # told the name of each stage as it begins
     ) -> None:
         self.folder, self.ledger, self.seed, self._heard = Path(folder), ledger, seed, heard
-        self.facts: dict[str, Any] = {"case": "medical", "seed": seed, "rows": {}, "figures": {"model": {}, "explain": {}}}
+        self.facts: dict[str, Any] = {
+            "case": "medical",
+            "seed": seed,
+            "rows": {},
+            "figures": {"model": {}, "explain": {}},
+        }
 
     def stage(
         self,
@@ -61,7 +65,7 @@ class Case:
             self._heard(name)
         return self.ledger.stage(name, rows_in)
 
-# %% ../../nbs/cases/09_medical.ipynb #a5aceeb7
+# %% ../../nbs/cases/09_medical.ipynb #c7e548cc
 def gather(
     case: Case, # the run
     con: Any, # connection from `extract.connect`
@@ -82,8 +86,11 @@ def gather(
             for name in ("truth", "truth_errors"):
                 case.facts[name.removeprefix("truth_")] = pd.read_parquet(case.folder / "exports" / f"{name}.parquet")
         case.facts["source"] = (
-            "The NAFLD record of the R package survival: real patients, measurements and diagnoses of one county. It has no identities and one "
-            "source; identities, three disagreeing hospitals and their errors were invented on top, with a seed, and the truth was kept.")
+            "The NAFLD record of the R package survival: real patients, measurements and diagnoses "
+            "of one county. It has no identities and one "
+            "source; identities, three disagreeing hospitals and their errors were invented on top, "
+            "with a seed, and the truth was kept."
+        )
     case.facts["rows"]["read"] = int(s.rows_out)
     return tables
 
@@ -137,7 +144,7 @@ def protect(
         s.rows_out = len(people)
     return people, people.drop(columns=[*IDENTITIES, "records", "hospitals"])
 
-# %% ../../nbs/cases/09_medical.ipynb #b5b7fd69
+# %% ../../nbs/cases/09_medical.ipynb #30c59089
 def load(
     case: Case, # the run
     joined: Joined, # from `unite`
@@ -145,31 +152,47 @@ def load(
 ) -> Path: # the warehouse
     "Fill the lake and the star schema, without identities."
     with case.stage("load the warehouse", case.facts["people"]) as s:
-        bare = {"measurements": joined.tables.measurements.drop("local_id"), "events": joined.tables.events.drop("local_id")}
+        bare = {
+            "measurements": joined.tables.measurements.drop("local_id"),
+            "events": joined.tables.events.drop("local_id"),
+        }
         save_lake({"patients": people, **bare}, case.folder / "lake")
         counts = load_star(case.folder / "warehouse.duckdb", people, bare["measurements"], bare["events"])
         s.rows_out = counts["dim_patient"] + counts["fact_measurement"] + counts["fact_event"]
     case.facts["rows"]["loaded"] = int(s.rows_out)
     return case.folder / "warehouse.duckdb"
 
-# %% ../../nbs/cases/09_medical.ipynb #1921db9a
+# %% ../../nbs/cases/09_medical.ipynb #57fc0e12
 def release(
     case: Case, # the run
     people: pd.DataFrame, # with identities: also the attacker's register
 ) -> pd.DataFrame: # the k-anonymous table
     "Publish outcomes by birth date, sex and postcode, k-anonymous; attack it before and after."
     with case.stage("anonymise", len(people)) as s:
-        table = people[[*QUASI, "died"]].assign(birth_date=pd.to_datetime(people["birth_date"])).set_index(people["entity"]).dropna()
+        table = (
+            people[[*QUASI, "died"]]
+            .assign(birth_date=pd.to_datetime(people["birth_date"]))
+            .set_index(people["entity"])
+            .dropna()
+        )
         made = anonymize(table, QUASI, "died", k=K, l=L)
         made.table.to_csv(case.folder / "release.csv", index=False)
         s.rows_out = len(made.table)
     with case.stage("linkage attack", len(people)):
-        attack = {"before": linkage_attack(table, table, QUASI, table.index, table.index),
-                  "after": linkage_attack(made.table, table, QUASI, made.table.index, table.index)}
-    case.facts |= {"k": int(made.k), "l": int(made.l or 1), "suppressed": len(people) - len(made.table), "ncp": float(made.ncp), "attack": attack}
+        attack = {
+            "before": linkage_attack(table, table, QUASI, list(table.index), list(table.index)),
+            "after": linkage_attack(made.table, table, QUASI, list(made.table.index), list(table.index)),
+        }
+    case.facts |= {
+        "k": int(made.k),
+        "l": int(made.l or 1),
+        "suppressed": len(people) - len(made.table),
+        "ncp": float(made.ncp),
+        "attack": attack,
+    }
     return made.table
 
-# %% ../../nbs/cases/09_medical.ipynb #075ad178
+# %% ../../nbs/cases/09_medical.ipynb #58986627
 def train(
     case: Case, # the run
     data: dict[str, Side], # train, validate, test
@@ -178,7 +201,9 @@ def train(
     test, n = data["test"], len(data["train"].y)
     with case.stage("train the baselines", n):
         case.facts["baseline"], fitted = models.train_baselines(data, case.seed)
-        risks = {"age alone": test.people["age"].to_numpy()} | {k: m.predict_proba(test.X)[:, 1] for k, m in fitted.items()}
+        risks = {"age alone": test.people["age"].to_numpy()} | {
+            k: m.predict_proba(test.X)[:, 1] for k, m in fitted.items()
+        }
     with case.stage("train the network", n):
         network = models.train_network(data, case.seed)
         risks["network"] = predict(network, test.X)
@@ -192,15 +217,19 @@ def train(
         case.facts["member"] = _members(data, {"network": network, "private": served})
     return served, risks
 
-# %% ../../nbs/cases/09_medical.ipynb #1420ad7d
+# %% ../../nbs/cases/09_medical.ipynb #9faa3a7a
 def _members(data: dict[str, Side], networks: dict[str, Any]) -> dict[str, Any]:
     "Whether small losses give away who was in the training side."
+
     def losses(model: Any, side: Side) -> np.ndarray:
         risk = predict(model, side.X)
         return -np.log(np.clip(np.where(side.y == 1, risk, 1 - risk), 1e-9, 1))
-    return {name: membership_inference(losses(m, data["train"]), losses(m, data["test"])) for name, m in networks.items()}
 
-# %% ../../nbs/cases/09_medical.ipynb #63e908e7
+    return {
+        name: membership_inference(losses(m, data["train"]), losses(m, data["test"])) for name, m in networks.items()
+    }
+
+# %% ../../nbs/cases/09_medical.ipynb #55f969db
 def shrink(
     case: Case, # the run
     model: Any, # the private network
@@ -214,33 +243,53 @@ def shrink(
     risks["compressed"] = engine.predict(data["test"].X).astype(float)
     with case.stage("measure latency"):
         speed = models.latency(model, engine, data["test"].X)
-    case.facts |= {"bytes_full": files.bytes_full, "bytes_small": files.bytes_small, "size_ratio": files.size_ratio, "speed": speed,
-                   "moved": float(np.abs(risks["compressed"] - risks["private network"]).max())}
+    case.facts |= {
+        "bytes_full": files.bytes_full,
+        "bytes_small": files.bytes_small,
+        "size_ratio": files.size_ratio,
+        "speed": speed,
+        "moved": float(np.abs(risks["compressed"] - risks["private network"]).max()),
+    }
     return engine
 
-# %% ../../nbs/cases/09_medical.ipynb #7c8c3af7
+# %% ../../nbs/cases/09_medical.ipynb #20d4a06f
+def _groups(people: pd.DataFrame) -> dict[str, pd.Series]:
+    "Groups of people for whom the model must not be worse."
+    return {
+        "women": people["male"] == 0, "men": people["male"] == 1, "under 60": people["age"] < 60,
+        "60 and older": people["age"] >= 60, "weight unknown": people["weight"].isna(),
+    }
+
+# %% ../../nbs/cases/09_medical.ipynb #d54ab0cd
+def _gaps(test: Side, risk: np.ndarray) -> pd.DataFrame:
+    "AUROC of each group that has both outcomes, and its gap to everybody else."
+    found = []
+    for name, inside in _groups(test.people).items():
+        if all(0 < test.y[part].sum() < part.sum() for part in (inside, ~inside)):
+            side = np.where(inside, name, "rest")
+            found.append(subgroup_gap(auroc, test.y, risk, side, test.weight, n=300).loc[[name]])
+    return pd.concat(found)
+
+# %% ../../nbs/cases/09_medical.ipynb #8636e0e8
 def evaluate(
     case: Case, # the run
     test: Side, # people never seen
     risks: dict[str, np.ndarray], # of all models
 ) -> None: # facts are added
     "Judge all models on the test side, by group as well, and draw what shows it."
-    probabilities = {name: risks[name] for name in (case.facts["baseline"], "network", "compressed")}
-    people = test.people
-    groups = {"women": people["male"] == 0, "men": people["male"] == 1, "under 60": people["age"] < 60, "60 and older": people["age"] >= 60,
-              "weight unknown": people["weight"].isna()}
+    shown = {name: risks[name] for name in (case.facts["baseline"], "network", "compressed")}
     with case.stage("evaluate", len(test.y)):
-        judged = models.judge(test, risks)
-        gaps = [subgroup_gap(auroc, test.y, risks["compressed"], np.where(inside, name, "rest"), test.weight, n=300).loc[[name]]
-                for name, inside in groups.items() if 0 < test.y[inside].sum() < inside.sum() and 0 < test.y[~inside].sum()]
-        case.facts |= {"judged": judged, "price": models.price(test, risks, case.facts["baseline"]), "gaps": pd.concat(gaps),
-                       "y": test.y, "risk": risks["compressed"], "weight": test.weight}
+        case.facts |= {
+            "judged": models.judge(test, risks), "price": models.price(test, risks, case.facts["baseline"]),
+            "gaps": _gaps(test, risks["compressed"]), "y": test.y, "risk": risks["compressed"], "weight": test.weight,
+        }
         case.facts["figures"]["model"] = {
-            "Predicted against observed risk: the diagonal is honesty.": plot_calibration(test.y, probabilities, test.weight),
-            "Net benefit of acting at each threshold: a useful model lies above both simple rules.":
-                plot_net_benefit(test.y, probabilities, thresholds=np.arange(1, 31) / 100, weight=test.weight)}
+            "Predicted against observed risk: the diagonal is honesty.": plot_calibration(test.y, shown, test.weight),
+            "Net benefit of acting at each threshold: a useful model lies above both simple rules.": plot_net_benefit(
+                test.y, shown, thresholds=np.arange(1, 31) / 100, weight=test.weight),
+        }
 
-# %% ../../nbs/cases/09_medical.ipynb #d2dd631f
+# %% ../../nbs/cases/09_medical.ipynb #64a4baa6
 def explain(
     case: Case, # the run
     engine: Engine, # the served model
@@ -254,9 +303,12 @@ def explain(
         deletion = deletion_test(engine.predict, rows, values, background.mean(axis=0), seed=case.seed)
         case.facts["deletion"] = deletion
         case.facts["figures"]["explain"] = {
-            f"Shapley values of {len(rows)} unseen people against invented ones. Removing features in this order changes answers "
-            f"{'more' if deletion.area.low > 0 else 'no more'} than removing them at random (area {deletion.area.value:+.3f}, "
-            f"{deletion.area.low:+.3f} to {deletion.area.high:+.3f}).": plot_importance(values, rows, feature_names())}
+            f"Shapley values of {len(rows)} unseen people against invented ones. Removing features in "
+            f"this order changes answers "
+            f"{'more' if deletion.area.low > 0 else 'no more'} than removing them at random (area "
+            f"{deletion.area.value:+.3f}, "
+            f"{deletion.area.low:+.3f} to {deletion.area.high:+.3f}).": plot_importance(values, rows, feature_names())
+        }
 
 # %% ../../nbs/cases/09_medical.ipynb #9ad15a2e
 def fields() -> list[Field]: # what a caller may tell about a patient
@@ -264,7 +316,7 @@ def fields() -> list[Field]: # what a caller may tell about a patient
     vitals = [Field(v.name, v.low, v.high, v.unit, required=v.name in REQUIRED) for v in VITALS]
     return [*vitals, *(Field(name, 0, 1, "0 or 1") for name in DIAGNOSES)]
 
-# %% ../../nbs/cases/09_medical.ipynb #ae85acc1
+# %% ../../nbs/cases/09_medical.ipynb #1e8463f7
 def answer(
     case: Case, # the run
     engine: Engine, # the served model
@@ -274,7 +326,9 @@ def answer(
     "Put the model behind HTTP, load it, and compare its answers with the tested ones."
     names = [f.name for f in fields()]
     people = test.people[names].astype(object).where(test.people[names].notna(), None).head(200)
-    payloads = [{"records": [{k: v if v is None else float(v) for k, v in row.items()}]} for row in people.to_dict("records")]
+    payloads = [
+        {"records": [{k: v if v is None else float(v) for k, v in row.items()}]} for row in people.to_dict("records")
+    ]
     with case.stage("serve under load", requests) as s:
         with serve(make_app(engine, fields(), encode)) as server:
             found = load_test(f"{server.url}/predict", payloads, requests=requests, concurrency=8, seed=case.seed)
@@ -312,28 +366,37 @@ def _shared(case: Case, joined: Joined, by_side: dict[str, Side]) -> int:
     at = {name: set(who.person[who.entity.isin(by_side[name].people["patient_key"])]) for name in ("train", "test")}
     return len(at["train"] & at["test"])
 
-# %% ../../nbs/cases/09_medical.ipynb #a67dd168
+# %% ../../nbs/cases/09_medical.ipynb #38785a61
 def write_report(
     case: Case, # the run, with all facts
 ) -> dict[str, Any]: # the metrics
     "Write report.html, metrics.json and ledger.json into the run's folder."
     facts, machine_is = case.facts, machine()
-    summary = (f"{facts['records']:,} patient records became {facts['people']:,} people. A network that predicts death within five years was trained "
-               f"on them with a privacy loss of ε = {facts['epsilon']:.2f}, made {facts['size_ratio']:.1f} times smaller, and served.")
+    summary = (
+        f"{facts['records']:,} patient records became {facts['people']:,} people. A network that "
+        f"predicts death within five years was trained "
+        f"on them with a privacy loss of ε = {facts['epsilon']:.2f}, made {facts['size_ratio']:.1f} "
+        f"times smaller, and served."
+    )
     with case.stage("report"):
         shown = evidence(facts)
     case.ledger.keep()
     facts["balance"] = case.ledger.balance()
-    page = render("From messy hospital records to a small, private, served model", summary, cards(facts, case.ledger),
-                  sections(facts, case.ledger, shown), kicker=f"bigmodel_nb · medical case · seed {case.seed}",
-                  footer=f"{case.ledger.started} · {machine_is['cpu']}, {machine_is['cores']} cores, Python {machine_is['python']}")
+    page = render(
+        "From messy hospital records to a small, private, served model",
+        summary,
+        cards(facts, case.ledger),
+        sections(facts, case.ledger, shown),
+        kicker=f"bigmodel_nb · medical case · seed {case.seed}",
+        footer=f"{case.ledger.started} · {machine_is['cpu']}, {machine_is['cores']} cores, Python {machine_is['python']}",
+    )
     (case.folder / "report.html").write_text(page, encoding="utf-8")
     numbers = metrics(facts)
     write_json(case.folder / "metrics.json", numbers)
     case.ledger.save(case.folder / "ledger.json")
     return numbers
 
-# %% ../../nbs/cases/09_medical.ipynb #67fff257
+# %% ../../nbs/cases/09_medical.ipynb #d063288f
 def run(
     out: str | Path, # the folder to make, or one of an earlier run to replace
     seed: int = 0, # of everything random but the keys
@@ -342,7 +405,19 @@ def run(
     heard: Callable[[str], None] | None = None, # told the name of each stage as it begins
 ) -> dict[str, Any]: # the metrics, as in metrics.json
     "Run the medical case into `out`, which appears when everything in it is complete."
-    for module in ("duckdb", "ibis", "splink", "opacus", "sklearn", "cryptography", "onnxruntime", "onnxscript", "fastapi", "uvicorn", "jinja2"):
+    for module in (
+        "duckdb",
+        "ibis",
+        "splink",
+        "opacus",
+        "sklearn",
+        "cryptography",
+        "onnxruntime",
+        "onnxscript",
+        "fastapi",
+        "uvicorn",
+        "jinja2",
+    ):
         require(module)
     with new_folder(Path(out), "metrics.json") as folder, Ledger("medical") as ledger:
         case = Case(folder, ledger, seed, heard)

@@ -15,27 +15,46 @@ from .report import Card, Section, Verdict, figure, paragraph, show, table, verd
 from ..figures import interval_plot
 from ..training.evaluate import net_benefit
 
-# %% ../../nbs/cases/08_medical_report.ipynb #2af668c8
+# %% ../../nbs/cases/08_medical_report.ipynb #ac3524b5
+# long: one line for each key of metrics.json
 def metrics(
     facts: dict[str, Any], # what a run found
 ) -> dict[str, Any]: # plain numbers, ready for JSON
     "The run's numbers for other programs."
     match, attack, judged = facts["match"], facts["attack"], facts["judged"]
-    names = {"baseline": facts["baseline"], "model": "network", "private": "private network", "compressed": "compressed"}
-    def area(name: str) -> dict[str, float]:
-        return dict(zip(("value", "low", "high"), (float(judged.loc[name, c]) for c in ("auroc", "low", "high")), strict=True))
-    return {
-        "case": facts["case"], "seed": facts["seed"], "rows": facts["rows"],
-        "match": {name: None if match is None else float(getattr(match, name)) for name in ("precision", "recall", "f1")},
-        "k": facts["k"], "reidentification": {when: float(attack[when].rate) for when in ("before", "after")},
-        "auroc": {name: area(row) for name, row in names.items()},
-        "epsilon": float(facts["epsilon"]), "delta": float(facts["delta"]), "size_ratio": float(facts["size_ratio"]),
-        "latency_ratio": float(facts["speed"].ratio.value),
-        "latency_ms": {"p50": float(facts["load"].p50_ms), "p95": float(facts["load"].p95_ms)},
-        "requests_per_second": float(facts["load"].requests_per_second), "ledger_balance": float(facts["balance"]),
+    names = {
+        "baseline": facts["baseline"],
+        "model": "network",
+        "private": "private network",
+        "compressed": "compressed",
     }
 
-# %% ../../nbs/cases/08_medical_report.ipynb #d44c846f
+    def area(name: str) -> dict[str, float]:
+        return dict(
+            zip(("value", "low", "high"), (float(judged.loc[name, c]) for c in ("auroc", "low", "high")), strict=True)
+        )
+
+    return {
+        "case": facts["case"],
+        "seed": facts["seed"],
+        "rows": facts["rows"],
+        "match": {
+            name: None if match is None else float(getattr(match, name)) for name in ("precision", "recall", "f1")
+        },
+        "k": facts["k"],
+        "reidentification": {when: float(attack[when].rate) for when in ("before", "after")},
+        "auroc": {name: area(row) for name, row in names.items()},
+        "epsilon": float(facts["epsilon"]),
+        "delta": float(facts["delta"]),
+        "size_ratio": float(facts["size_ratio"]),
+        "latency_ratio": float(facts["speed"].ratio.value),
+        "latency_ms": {"p50": float(facts["load"].p50_ms), "p95": float(facts["load"].p95_ms)},
+        "requests_per_second": float(facts["load"].requests_per_second),
+        "ledger_balance": float(facts["balance"]),
+    }
+
+# %% ../../nbs/cases/08_medical_report.ipynb #da0a82ac
+# long: one entry for each target, in one list
 def targets(
     facts: dict[str, Any], # what a run found
 ) -> list[Verdict]: # in the order of the flow
@@ -45,14 +64,29 @@ def targets(
     lost, moved = -100 * price["private − network"], 100 * abs(price["compressed − private"])
     falls = before / after if after else np.inf
     return [
-        Verdict("records of one person are joined: F1 at least 0.95", "no truth to compare with" if match is None else f"{match.f1:.3f}",
-                None if match is None else bool(match.f1 >= .95)),
-        Verdict("re-identification at least 5 times rarer after anonymisation", f"{before:.1%} → {after:.1%}, {falls:.0f} times", bool(falls >= 5)),
+        Verdict(
+            "records of one person are joined: F1 at least 0.95",
+            "no truth to compare with" if match is None else f"{match.f1:.3f}",
+            None if match is None else bool(match.f1 >= 0.95),
+        ),
+        Verdict(
+            "re-identification at least 5 times rarer after anonymisation",
+            f"{before:.1%} → {after:.1%}, {falls:.0f} times",
+            bool(falls >= 5),
+        ),
         Verdict("ε at most 3", f"{facts['epsilon']:.2f} at δ = {facts['delta']:g}", bool(facts["epsilon"] <= 3)),
         Verdict("private model within 5 points of AUROC of the open one", f"{lost:+.1f} points lost", bool(lost <= 5)),
-        Verdict("compressed model within 0.5 point of the private one", f"{moved:.2f} points away", bool(moved <= .5)),
-        Verdict("compressed file at least 4 times smaller", f"{facts['size_ratio']:.1f} times", bool(facts["size_ratio"] >= 4)),
-        Verdict("the bill's stages add up to the run within 1 %", f"{facts['balance']:.2%}", bool(abs(1 - facts["balance"]) <= .01)),
+        Verdict("compressed model within 0.5 point of the private one", f"{moved:.2f} points away", bool(moved <= 0.5)),
+        Verdict(
+            "compressed file at least 4 times smaller",
+            f"{facts['size_ratio']:.1f} times",
+            bool(facts["size_ratio"] >= 4),
+        ),
+        Verdict(
+            "the bill's stages add up to the run within 1 %",
+            f"{facts['balance']:.2%}",
+            bool(abs(1 - facts["balance"]) <= 0.01),
+        ),
     ]
 
 # %% ../../nbs/cases/08_medical_report.ipynb #8bcec147
@@ -61,7 +95,8 @@ def _helps(facts: dict[str, Any], threshold: float = .1) -> tuple[float, float]:
     row = net_benefit(facts["y"], facts["risk"], [threshold], facts["weight"]).iloc[0]
     return 1000 * row["model"], 1000 * max(row["treat_all"], row["treat_none"])
 
-# %% ../../nbs/cases/08_medical_report.ipynb #8b67964f
+# %% ../../nbs/cases/08_medical_report.ipynb #3da7bcd8
+# long: one entry for each reason, in one list
 def reasons_to_stop(
     facts: dict[str, Any], # what a run found
 ) -> list[Verdict]: # met: no reason to stop
@@ -71,105 +106,187 @@ def reasons_to_stop(
     worst = facts["gaps"].sort_values("gap").iloc[0]
     private, match = facts["member"]["private"], facts["match"]
     return [
-        Verdict("it adds nothing to the patient's age", f"{100 * gain.difference:+.1f} points ({100 * gain.low:.1f} to {100 * gain.high:.1f})",
-                bool(gain.low > 0)),
-        Verdict("its risks are off by more than 3 points on average", f"{100 * error:.1f} points", bool(error <= .03)),
-        Verdict("acting on it at a risk of 10 % helps less than a simple rule",
-                f"{model:.1f} against {rule:.1f} true alarms net per 1,000", bool(model > rule)),
-        Verdict("a group is served worse by more than 5 points, beyond chance",
-                f"{worst.name}: {100 * worst.gap:+.1f} points ({100 * worst.gap_low:.1f} to {100 * worst.gap_high:.1f})",
-                bool(worst.gap_high > -.05)),
-        Verdict("its explanation does not say what it uses", f"deletion area {facts['deletion'].area.value:+.3f}", bool(facts["deletion"].faithful)),
-        Verdict("an attacker can tell who was in the training set", f"AUC {private.auc:.3f} ({private.low:.3f} to {private.high:.3f})",
-                bool(private.low <= .55)),
-        Verdict("one answer in the service differs from the tested one", f"largest difference {facts['served_difference']:.1e}",
-                bool(facts["served_difference"] < 1e-5)),
-        Verdict("more than one join in twenty mixes two people", "no truth to compare with" if match is None else f"precision {match.precision:.3f}",
-                None if match is None else bool(match.precision >= .95)),
+        Verdict(
+            "it adds nothing to the patient's age",
+            f"{100 * gain.difference:+.1f} points ({100 * gain.low:.1f} to {100 * gain.high:.1f})",
+            bool(gain.low > 0),
+        ),
+        Verdict("its risks are off by more than 3 points on average", f"{100 * error:.1f} points", bool(error <= 0.03)),
+        Verdict(
+            "acting on it at a risk of 10 % helps less than a simple rule",
+            f"{model:.1f} against {rule:.1f} true alarms net per 1,000",
+            bool(model > rule),
+        ),
+        Verdict(
+            "a group is served worse by more than 5 points, beyond chance",
+            f"{worst.name}: {100 * worst.gap:+.1f} points ({100 * worst.gap_low:.1f} to {100 * worst.gap_high:.1f})",
+            bool(worst.gap_high > -0.05),
+        ),
+        Verdict(
+            "its explanation does not say what it uses",
+            f"deletion area {facts['deletion'].area.value:+.3f}",
+            bool(facts["deletion"].faithful),
+        ),
+        Verdict(
+            "an attacker can tell who was in the training set",
+            f"AUC {private.auc:.3f} ({private.low:.3f} to {private.high:.3f})",
+            bool(private.low <= 0.55),
+        ),
+        Verdict(
+            "one answer in the service differs from the tested one",
+            f"largest difference {facts['served_difference']:.1e}",
+            bool(facts["served_difference"] < 1e-5),
+        ),
+        Verdict(
+            "more than one join in twenty mixes two people",
+            "no truth to compare with" if match is None else f"precision {match.precision:.3f}",
+            None if match is None else bool(match.precision >= 0.95),
+        ),
     ]
 
-# %% ../../nbs/cases/08_medical_report.ipynb #2a8ce7f1
+# %% ../../nbs/cases/08_medical_report.ipynb #81224c05
 def _data_section(facts: dict[str, Any]) -> Section:
     "How scattered records became one data set."
     rows = pd.DataFrame([facts["rows"]]).rename(columns=lambda c: f"rows {c}")
-    parts = [paragraph(facts["source"]), table(rows, "What came in, what was set aside, joined and loaded (merged counts patient records)"),
-             table(facts["reasons"], "Measurements set aside, by reason")]
+    parts = [
+        paragraph(facts["source"]),
+        table(rows, "What came in, what was set aside, joined and loaded (merged counts patient records)"),
+        table(facts["reasons"], "Measurements set aside, by reason"),
+    ]
     if facts["repairs"] is not None:
         done = facts["repairs"]
         share = done[["repaired", "set_aside", "missed"]].sum() / done.n.sum()
-        parts += [paragraph(f"Of {done.n.sum():,} planted errors {share.repaired:.0%} were repaired, {share.set_aside:.0%} set aside, and "
-                            f"{share.missed:.0%} are still there: where no second opinion exists, a wrong name is a name."),
-                  table(done.groupby("kind")[["n", "repaired", "set_aside", "missed"]].sum(), "Planted errors by kind")]
+        parts += [
+            paragraph(
+                f"Of {done.n.sum():,} planted errors {share.repaired:.0%} were repaired, "
+                f"{share.set_aside:.0%} set aside, and "
+                f"{share.missed:.0%} are still there: where no second opinion exists, a wrong name is a name."
+            ),
+            table(done.groupby("kind")[["n", "repaired", "set_aside", "missed"]].sum(), "Planted errors by kind"),
+        ]
     if facts["match"] is not None:
         scores = pd.DataFrame([facts["match"]._asdict()])
-        parts += [table(scores, "Records joined, in pairs, against the truth"),
-                  paragraph(f"{facts['shared']} people of the test side also have a record on the training side, through a join that was missed.")]
+        parts += [
+            table(scores, "Records joined, in pairs, against the truth"),
+            paragraph(
+                f"{facts['shared']} people of the test side also have a record on the training side, "
+                f"through a join that was missed."
+            ),
+        ]
     return Section("One data set out of many", parts)
 
-# %% ../../nbs/cases/08_medical_report.ipynb #3daca313
+# %% ../../nbs/cases/08_medical_report.ipynb #2def788c
 def _privacy_section(facts: dict[str, Any]) -> Section:
     "What may leave the building, and what an attacker learns."
     rows = {when: dict(rate=a.rate, low=a.low, high=a.high, certain=a.unique) for when, a in facts["attack"].items()}
     member = {name: dict(auc=m.auc, low=m.low, high=m.high) for name, m in facts["member"].items()}
-    return Section("Who can be found again", [
-        paragraph(f"The release hides each person among at least {facts['k']} with the same birth date, sex and postcode as published, and with at "
-                  f"least {facts['l']} different outcomes; {facts['suppressed']} rows were left out, and {facts['ncp']:.1%} of the detail is lost. "
-                  "Identities lie in one encrypted file; the warehouse knows pseudonyms only."),
-        table(pd.DataFrame(rows).T.rename_axis("attack by birth date, sex and postcode"),
-              "Share of people an attacker names correctly who has a register of everybody"),
-        paragraph(f"The private network may spend ε = {facts['epsilon']:.2f} at δ = {facts['delta']:g} in all, for any one patient of the training side. "
-                  "The noise was seeded so that this run can be repeated; leave the seed out where the promise must hold against someone who knows it."),
-        table(pd.DataFrame(member).T.rename_axis("model"), "Can an attacker tell members of the training side? 0.5 is guessing"),
-    ])
+    return Section(
+        "Who can be found again",
+        [
+            paragraph(
+                f"The release hides each person among at least {facts['k']} with the same birth date, "
+                f"sex and postcode as published, and with at "
+                f"least {facts['l']} different outcomes; {facts['suppressed']} rows were left out, "
+                f"and {facts['ncp']:.1%} of the detail is lost. "
+                "Identities lie in one encrypted file; the warehouse knows pseudonyms only."
+            ),
+            table(
+                pd.DataFrame(rows).T.rename_axis("attack by birth date, sex and postcode"),
+                "Share of people an attacker names correctly who has a register of everybody",
+            ),
+            paragraph(
+                f"The private network may spend ε = {facts['epsilon']:.2f} at δ = {facts['delta']:g} "
+                f"in all, for any one patient of the training side. "
+                "The noise was seeded so that this run can be repeated; leave the seed out where the "
+                "promise must hold against someone who knows it."
+            ),
+            table(
+                pd.DataFrame(member).T.rename_axis("model"),
+                "Can an attacker tell members of the training side? 0.5 is guessing",
+            ),
+        ],
+    )
 
-# %% ../../nbs/cases/08_medical_report.ipynb #9f2eef05
+# %% ../../nbs/cases/08_medical_report.ipynb #910f38f2
 def _model_section(facts: dict[str, Any]) -> Section:
     "Does it predict, for whom, and at what price?"
     judged, price = facts["judged"], facts["price"]
-    forest = interval_plot(list(judged.index), judged.auroc, judged.low, judged.high, "Who tells best who dies within five years?",
-                           "AUROC (no unit)")
+    forest = interval_plot(
+        list(judged.index),
+        judged.auroc,
+        judged.low,
+        judged.high,
+        "Who tells best who dies within five years?",
+        "AUROC (no unit)",
+    )
     forest = getattr(forest, "figure", forest)
-    parts = [paragraph("Measured on people never seen in training, with those who left early accounted for by censoring weights; intervals by "
-                       "bootstrap, 95 %."),
-             figure(forest, "AUROC of each model with its interval: everything should lie right of age alone."),
-             table(judged.rename_axis("model"), "Discrimination and calibration; sensitivity at a specificity of 90 %"),
-             table((100 * price).rename_axis("step"), "What each step costs, in points of AUROC, paired")]
+    parts = [
+        paragraph(
+            "Measured on people never seen in training, with those who left early accounted for by "
+            "censoring weights; intervals by "
+            "bootstrap, 95 %."
+        ),
+        figure(forest, "AUROC of each model with its interval: everything should lie right of age alone."),
+        table(judged.rename_axis("model"), "Discrimination and calibration; sensitivity at a specificity of 90 %"),
+        table((100 * price).rename_axis("step"), "What each step costs, in points of AUROC, paired"),
+    ]
     parts += [figure(fig, caption) for caption, fig in facts["figures"].get("model", {}).items()]
-    return Section("Does it predict?", [*parts, table(facts["gaps"].rename_axis("group"), "AUROC by group, and each group's gap to everybody else")])
+    return Section(
+        "Does it predict?",
+        [*parts, table(facts["gaps"].rename_axis("group"), "AUROC by group, and each group's gap to everybody else")],
+    )
 
-# %% ../../nbs/cases/08_medical_report.ipynb #323296d0
+# %% ../../nbs/cases/08_medical_report.ipynb #5cc66367
 def _served_section(facts: dict[str, Any]) -> Section:
     "How small, how fast, and is the service the model that was tested?"
     load, ratio = facts["load"], facts["speed"].ratio
-    rows = pd.DataFrame([{"requests": load.n, "at a time": load.concurrency, "median (ms)": load.p50_ms, "95th percentile (ms)": load.p95_ms,
-                          "requests per second": load.requests_per_second, "errors": sum(load.errors.values())}])
-    return Section("Small and served", [
-        paragraph(f"The exported network has {facts['bytes_full']:,} bytes, the served one {facts['bytes_small']:,}: {facts['size_ratio']:.1f} times "
-                  f"smaller. The answer to a single patient moved by {facts['moved']:.3f} at most. One answer takes the served file "
-                  f"1/{ratio.value:.1f} of torch's time ({ratio.low:.1f} to {ratio.high:.1f} times as fast)."),
-        table(rows, "The service over loopback, under a bounded load"),
-        paragraph(f"Answers of the service and of the tested file differ by {facts['served_difference']:.1e} at most.")])
+    rows = pd.DataFrame([{
+        "requests": load.n, "at a time": load.concurrency, "median (ms)": load.p50_ms, "95th percentile (ms)": load.p95_ms,
+        "requests per second": load.requests_per_second, "errors": sum(load.errors.values())}])
+    return Section(
+        "Small and served",
+        [
+            paragraph(
+                f"The exported network has {facts['bytes_full']:,} bytes, the served one "
+                f"{facts['bytes_small']:,}: {facts['size_ratio']:.1f} times "
+                f"smaller. The answer to a single patient moved by {facts['moved']:.3f} at most. One "
+                f"answer takes the served file "
+                f"1/{ratio.value:.1f} of torch's time ({ratio.low:.1f} to {ratio.high:.1f} times as fast)."
+            ),
+            table(rows, "The service over loopback, under a bounded load"),
+            paragraph(
+                f"Answers of the service and of the tested file differ by {facts['served_difference']:.1e} at most."
+            ),
+        ],
+    )
 
-# %% ../../nbs/cases/08_medical_report.ipynb #1eff22b0
+# %% ../../nbs/cases/08_medical_report.ipynb #2bcee54e
 def evidence(
     facts: dict[str, Any], # what a run found
 ) -> list[Section]: # in reading order
     "The sections that show what was found."
     seen = [figure(fig, caption) for caption, fig in facts["figures"].get("explain", {}).items()]
-    return [_data_section(facts), _privacy_section(facts), _model_section(facts), Section("What the model looks at", seen),
-            _served_section(facts)]
+    return [
+        _data_section(facts),
+        _privacy_section(facts),
+        _model_section(facts),
+        Section("What the model looks at", seen),
+        _served_section(facts),
+    ]
 
-# %% ../../nbs/cases/08_medical_report.ipynb #a6f0565e
+# %% ../../nbs/cases/08_medical_report.ipynb #9f49a73b
 LIMITS = [
-    "The disagreement between the hospitals and all identities were invented on top of a real record; errors in the field are of other kinds too.",
-    "One record from one county. Another population, another decade or another way of ordering tests is not in the intervals.",
-    "Features were chosen and the private recipe was tuned with this record in view; that choice is outside ε, and so are the validation and "
-    "test sides.",
+    "The disagreement between the hospitals and all identities were invented on top of a real "
+    "record; errors in the field are of other kinds too.",
+    "One record from one county. Another population, another decade or another way of ordering tests "
+    "is not in the intervals.",
+    "Features were chosen and the private recipe was tuned with this record in view; that choice is "
+    "outside ε, and so are the validation and test sides.",
     "A prediction of death is not a treatment. Nothing here says that acting on it helps anyone.",
     "Joules are an estimate where the machine has no meter; the bill says which.",
 ]
 
-# %% ../../nbs/cases/08_medical_report.ipynb #cb75fc0f
+# %% ../../nbs/cases/08_medical_report.ipynb #30599de7
 def closing(
     facts: dict[str, Any], # what a run found
     ledger: Any, # the run's ledger, complete
@@ -177,26 +294,44 @@ def closing(
     "The sections that need the whole run to be over."
     bill = ledger.table()[["seconds", "money", "joules", "joules_low", "joules_high", "epsilon", "rows_in", "rows_out"]]
     return [
-        Section("The bill", [figure(ledger.plot(), "Seconds, memory, energy and rent by stage."),
-                             table(bill, f"The bill: seconds, {ledger.currency}, joules with their bounds, ε, rows", total="total"),
-                             paragraph(f"Energy: {', '.join(sorted({e.method for e in ledger.entries}))}. Money: {ledger.cores} cores at "
-                                       f"{ledger.price} {ledger.currency} per core and hour.")]),
-        Section("When to abandon this model", [
-            paragraph("Any of these would be enough. The limits were set before the run."),
-            verdicts(reasons_to_stop(facts), "Reasons to abandon the served model", yes="does not hold", no="HOLDS: stop")]),
+        Section(
+            "The bill",
+            [
+                figure(ledger.plot(), "Seconds, memory, energy and rent by stage."),
+                table(bill, f"The bill: seconds, {ledger.currency}, joules with their bounds, ε, rows", total="total"),
+                paragraph(
+                    f"Energy: {', '.join(sorted({e.method for e in ledger.entries}))}. Money: {ledger.cores} cores at "
+                    f"{ledger.price} {ledger.currency} per core and hour."
+                ),
+            ],
+        ),
+        Section(
+            "When to abandon this model",
+            [
+                paragraph("Any of these would be enough. The limits were set before the run."),
+                verdicts(
+                    reasons_to_stop(facts), "Reasons to abandon the served model", yes="does not hold", no="HOLDS: stop"
+                ),
+            ],
+        ),
         Section("What this run does not show", [paragraph(text) for text in LIMITS]),
     ]
 
-# %% ../../nbs/cases/08_medical_report.ipynb #60add1b6
+# %% ../../nbs/cases/08_medical_report.ipynb #045306fd
 def sections(
     facts: dict[str, Any], # what a run found
     ledger: Any, # the run's ledger, complete
     shown: list[Section], # from `evidence`
 ) -> list[Section]: # in reading order
     "The whole report: verdicts first, then the evidence, then the bill and the doubts."
-    return [Section("Targets", [verdicts(targets(facts), "What was promised, and what was measured")]), *shown, *closing(facts, ledger)]
+    return [
+        Section("Targets", [verdicts(targets(facts), "What was promised, and what was measured")]),
+        *shown,
+        *closing(facts, ledger),
+    ]
 
-# %% ../../nbs/cases/08_medical_report.ipynb #457e3c4f
+# %% ../../nbs/cases/08_medical_report.ipynb #82e28b98
+# long: one entry for each card, in one list
 def cards(
     facts: dict[str, Any], # what a run found
     ledger: Any, # the run's ledger
@@ -205,13 +340,39 @@ def cards(
     total, judged = ledger.table().loc["total"], facts["judged"]
     met = [v.met for v in targets(facts)]
     return [
-        Card("Targets met", f"{sum(m is True for m in met)} of {sum(m is not None for m in met)}", "listed below, misses included"),
-        Card("People", f"{facts['people']:,}", f"out of {facts['records']:,} records, {facts['rows']['read']:,} rows read"),
-        Card("Re-identified", f"{facts['attack']['after'].rate:.1%}", f"before anonymisation {facts['attack']['before'].rate:.1%}"),
-        Card("AUROC, served model", f"{judged.loc['compressed', 'auroc']:.3f}", f"age alone {judged.loc['age alone', 'auroc']:.3f}, "
-             f"best baseline {judged.loc[facts['baseline'], 'auroc']:.3f}"),
+        Card(
+            "Targets met",
+            f"{sum(m is True for m in met)} of {sum(m is not None for m in met)}",
+            "listed below, misses included",
+        ),
+        Card(
+            "People",
+            f"{facts['people']:,}",
+            f"out of {facts['records']:,} records, {facts['rows']['read']:,} rows read",
+        ),
+        Card(
+            "Re-identified",
+            f"{facts['attack']['after'].rate:.1%}",
+            f"before anonymisation {facts['attack']['before'].rate:.1%}",
+        ),
+        Card(
+            "AUROC, served model",
+            f"{judged.loc['compressed', 'auroc']:.3f}",
+            f"age alone {judged.loc['age alone', 'auroc']:.3f}, "
+            f"best baseline {judged.loc[facts['baseline'], 'auroc']:.3f}",
+        ),
         Card("Privacy of training", f"ε = {facts['epsilon']:.2f}", f"at δ = {facts['delta']:g}"),
-        Card("Size", f"{facts['bytes_small'] / 1000:.1f} kB", f"{facts['size_ratio']:.1f} times smaller than the export"),
-        Card("Answer", f"{facts['load'].p50_ms:.1f} ms", f"95th percentile {facts['load'].p95_ms:.1f} ms, {facts['load'].requests_per_second:.0f} a second"),
-        Card("The bill", f"{total.money:.4f} {ledger.currency}", f"{total.seconds:.0f} s, about {show(float(total.joules))} J"),
+        Card(
+            "Size", f"{facts['bytes_small'] / 1000:.1f} kB", f"{facts['size_ratio']:.1f} times smaller than the export"
+        ),
+        Card(
+            "Answer",
+            f"{facts['load'].p50_ms:.1f} ms",
+            f"95th percentile {facts['load'].p95_ms:.1f} ms, {facts['load'].requests_per_second:.0f} a second",
+        ),
+        Card(
+            "The bill",
+            f"{total.money:.4f} {ledger.currency}",
+            f"{total.seconds:.0f} s, about {show(float(total.joules))} J",
+        ),
     ]

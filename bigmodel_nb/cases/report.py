@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['markup', 'Card', 'Section', 'paragraph', 'show', 'table', 'figure', 'Verdict', 'verdicts', 'render', 'requests']
 
-# %% ../../nbs/cases/06_report.ipynb #12e2c0b6
-import html
+# %% ../../nbs/cases/06_report.ipynb #53a5f634
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +67,7 @@ def show(
         return f"{value:,.0f}" if abs(value) >= 10 ** digits else f"{value:.{digits}g}"
     return str(value)
 
-# %% ../../nbs/cases/06_report.ipynb #fedf3b20
+# %% ../../nbs/cases/06_report.ipynb #926beb63
 def table(
     frame: pd.DataFrame, # rows to show, the index first unless it is a plain range
     caption: str, # what the table says
@@ -82,11 +81,14 @@ def table(
     head = markup("").join(markup("<th{}>{}</th>").format(k, c) for k, c in zip(kind, frame.columns, strict=True))
     body = markup("")
     for row in frame.itertuples(index=False):
-        cells = markup("").join(markup("<td{}>{}</td>").format(k, v if hasattr(v, "__html__") else show(v, digits))
-                                for k, v in zip(kind, row, strict=True))
+        cells = markup("").join(
+            markup("<td{}>{}</td>").format(k, v if hasattr(v, "__html__") else show(v, digits))
+            for k, v in zip(kind, row, strict=True)
+        )
         body += markup("<tr{}>{}</tr>").format(markup(' class="total"') if row[0] == total else "", cells)
-    return markup('<div class="scroll"><table><caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
-                  ).format(caption, head, body)
+    return markup(
+        '<div class="scroll"><table><caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
+    ).format(caption, head, body)
 
 # %% ../../nbs/cases/06_report.ipynb #e81368d1
 def figure(
@@ -104,7 +106,7 @@ class Verdict(NamedTuple):
     measured: str
     met: bool | None
 
-# %% ../../nbs/cases/06_report.ipynb #1870cdb2
+# %% ../../nbs/cases/06_report.ipynb #e72b7341
 def verdicts(
     rows: list[Verdict], # the criteria
     caption: str, # what the table says
@@ -112,11 +114,15 @@ def verdicts(
     no: str = "missed", # word for one that does not
 ) -> Any: # HTML
     "Criteria with their measured values and verdicts."
+
     def word(met: bool | None) -> Any:
         if met is None:
             return "not judged"
         return markup('<span class="{}">{}</span>').format("met" if met else "missed", yes if met else no)
-    frame = pd.DataFrame([(v.criterion, v.measured, word(v.met)) for v in rows], columns=["criterion", "measured", "verdict"])
+
+    frame = pd.DataFrame(
+        [(v.criterion, v.measured, word(v.met)) for v in rows], columns=["criterion", "measured", "verdict"]
+    )
     return table(frame, caption)
 
 # %% ../../nbs/cases/06_report.ipynb #4fdce7b7
@@ -137,12 +143,16 @@ def render(
         raise ValueError(f"the report would ask for {outside[:3]}; put figures and styles inside it")
     return made
 
-# %% ../../nbs/cases/06_report.ipynb #10d5e60d
+# %% ../../nbs/cases/06_report.ipynb #9e2ed6f1
 def requests(
     page: str, # HTML
 ) -> list[str]: # addresses that a browser would fetch on opening it
     "What opening a page would fetch from elsewhere."
-    fetched = re.findall(r'<(?:img|script|iframe|link|source|audio|video|embed|object|input)\b[^>]*?\b(?:src|href|data|srcset)\s*='
-                         r'\s*["\']?([^"\'\s>]+)', page, re.I)
+    fetched = re.findall(
+        r"<(?:img|script|iframe|link|source|audio|video|embed|object|input)\b[^>]*?\b(?:src|href|data|srcset)\s*="
+        r'\s*["\']?([^"\'\s>]+)',
+        page,
+        re.I,
+    )
     fetched += [a or b for a, b in re.findall(r'@import\s+["\']?([^"\';\s]+)|url\(\s*["\']?([^"\')\s]+)', page)]
     return [address for address in fetched if not address.startswith(("data:", "#"))]

@@ -6,13 +6,14 @@
 __all__ = ['connect', 'unused_name', 'store', 'read_frame', 'check_file', 'sniff_encoding', 'sniff_delimiter', 'read_csv',
            'read_json', 'unnest', 'read_sqlite']
 
-# %% ../../nbs/etl/01_extract.ipynb #93ef43f0
+# %% ../../nbs/etl/01_extract.ipynb #ac1db726
 import codecs
 import csv
 import json
 import re
 import sqlite3
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
@@ -26,7 +27,7 @@ import ibis.expr.datatypes as dt
 import pandas as pd
 import pyarrow as pa
 
-# %% ../../nbs/etl/01_extract.ipynb #d225f148
+# %% ../../nbs/etl/01_extract.ipynb #c3cb196f
 def connect(
     path: str | Path = ":memory:", # database file, or memory
     memory_limit: str | None = None, # such as "2GB"; DuckDB spills to disk beyond it
@@ -37,6 +38,8 @@ def connect(
         config["memory_limit"] = memory_limit
     con = ibis.duckdb.connect(str(path), **config)
     con.raw_sql("SET TimeZone='UTC'")
+    # Ibis 12 calls a method that DuckDB 1.5 has renamed; it works, and the warning is not the caller's to mend
+    warnings.filterwarnings("ignore", "fetch_arrow_table", DeprecationWarning)
     return con
 
 # %% ../../nbs/etl/01_extract.ipynb #7d0312f2

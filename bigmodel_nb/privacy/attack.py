@@ -95,11 +95,11 @@ class _Match(NamedTuple):
     low: np.ndarray
     high: np.ndarray
 
-# %% ../../nbs/privacy/06_attack.ipynb #7f4f949a
+# %% ../../nbs/privacy/06_attack.ipynb #ed87e44b
 def _complete(
     register: pd.DataFrame, # what the attacker knows
     names: list[str], # quasi-identifiers
-    people: Sequence, # true person of each row
+    people: Sequence | np.ndarray | pd.Index, # true person of each row
 ) -> tuple[pd.DataFrame, pd.Index]: # entries without gaps and whose they are
     "Keep the register's complete entries, one for each person."
     known = register[names].notna().all(axis=1).to_numpy()
@@ -108,12 +108,12 @@ def _complete(
         raise ValueError("a person stands twice in the register: keep one entry each")
     return register[known], person
 
-# %% ../../nbs/privacy/06_attack.ipynb #213f4597
+# %% ../../nbs/privacy/06_attack.ipynb #e95e95b4
 def _match(
     release: pd.DataFrame, # the published table
     register: pd.DataFrame, # what the attacker knows
     quasi_identifiers: Sequence[str], # columns both have
-    people: tuple[Sequence, Sequence], # true person of each release row and of each register row
+    people: tuple[Sequence | np.ndarray | pd.Index, Sequence | np.ndarray | pd.Index], # whose each row is, in both
     secret: np.ndarray, # coded sensitive value of each release row
     trees: dict | None, # trees of the release
 ) -> _Match: # counts for every target: a person in both tables
@@ -146,13 +146,13 @@ class Reidentification(NamedTuple):
     chance: float
     unique: float
 
-# %% ../../nbs/privacy/06_attack.ipynb #09bb2820
+# %% ../../nbs/privacy/06_attack.ipynb #089fadbe
 def linkage_attack(
     release: pd.DataFrame, # the published table
     register: pd.DataFrame, # what the attacker knows: people with their quasi-identifiers
     quasi_identifiers: Sequence[str], # columns that both have
-    person_release: Sequence, # true person of each release row, used only to score
-    person_register: Sequence, # true person of each register row
+    person_release: Sequence | np.ndarray | pd.Index, # true person of each release row, used only to score
+    person_register: Sequence | np.ndarray | pd.Index, # true person of each register row
     trees: dict[str, dict[str, tuple[str, ...]]] | None = None, # trees the release was generalised along
     level: float = .95, # confidence of the interval
 ) -> Reidentification: # expected share of right guesses among people in both tables
@@ -173,14 +173,14 @@ class Disclosure(NamedTuple):
     high: float
     n: int
 
-# %% ../../nbs/privacy/06_attack.ipynb #35d9707e
+# %% ../../nbs/privacy/06_attack.ipynb #99708c56
 def homogeneity_attack(
     release: pd.DataFrame, # the published table
     register: pd.DataFrame, # what the attacker knows
     quasi_identifiers: Sequence[str], # columns that both have
     sensitive: str, # the secret he is after
-    person_release: Sequence, # true person of each release row, used only to score
-    person_register: Sequence, # true person of each register row
+    person_release: Sequence | np.ndarray | pd.Index, # true person of each release row, used only to score
+    person_register: Sequence | np.ndarray | pd.Index, # true person of each register row
     trees: dict[str, dict[str, tuple[str, ...]]] | None = None, # trees the release was generalised along
     level: float = .95, # confidence of the interval
 ) -> Disclosure: # share of targets whose secret is certain
