@@ -60,18 +60,26 @@ def feature_names() -> list[str]: # in the order of `encode`'s columns
     "Names of the columns that the models see."
     return [*(v.name for v in VITALS), "bmi", *DIAGNOSES, *(f"no_{name}" for name in _GAPS)]
 
-# %% ../../nbs/cases/05_cohort.ipynb #d4a43b22
+# %% ../../nbs/cases/05_cohort.ipynb #02af1e75
+def _numbers(records: pd.DataFrame | list[dict[str, Any]], names: list[str]) -> np.ndarray:
+    "The named values as floats, NaN where unknown; shape (n, len(names))."
+    if isinstance(records, pd.DataFrame):
+        return records.reindex(columns=names).to_numpy(dtype=float, na_value=np.nan)
+    return np.array([[r.get(name) for name in names] for r in records], dtype=float).reshape(len(records), len(names))
+
+# %% ../../nbs/cases/05_cohort.ipynb #0569d2e7
 def encode(
     records: pd.DataFrame | list[dict[str, Any]], # VITALS and DIAGNOSES by name; None or NaN where unknown
 ) -> np.ndarray: # float32, shape (n, len(feature_names())), each between -2 and 2
     "Records on public scales: the same for training, for tests and for the server."
-    table = pd.DataFrame(records)
-    raw = {v.name: pd.to_numeric(table[v.name] if v.name in table else pd.Series(np.nan, table.index)) for v in VITALS}
-    raw["bmi"] = raw["weight"] / (raw["height"] / 100) ** 2
-    scaled = [np.clip((raw[v.name] - v.centre) / v.width, -2, 2).fillna(0) for v in [*VITALS, _BMI]]
-    told = [table[name].fillna(0).astype(float) if name in table else pd.Series(0.0, table.index) for name in DIAGNOSES]
-    gaps = [raw[name].isna().astype(float) for name in _GAPS]
-    return np.column_stack([*scaled, *told, *gaps]).astype(np.float32).reshape(len(table), -1)
+    names, scale = [v.name for v in VITALS], [*VITALS, _BMI]
+    raw = _numbers(records, names)
+    weight, height = raw[:, names.index("weight")], raw[:, names.index("height")]
+    raw = np.column_stack([raw, weight / (height / 100) ** 2])
+    scaled = np.clip((raw - [v.centre for v in scale]) / [v.width for v in scale], -2, 2)
+    told = np.nan_to_num(_numbers(records, list(DIAGNOSES)))
+    gaps = np.isnan(raw[:, [names.index(name) for name in _GAPS]])
+    return np.column_stack([np.nan_to_num(scaled), told, gaps]).astype(np.float32)
 
 # %% ../../nbs/cases/05_cohort.ipynb #e4d7c8f7
 def _sql() -> str:
