@@ -62,12 +62,12 @@ def progress(
 
         yield heard
 
-# %% ../nbs/92_cli.ipynb #08f5a60b
+# %% ../nbs/92_cli.ipynb #9f3c9ee2
 def _run(args: argparse.Namespace) -> int:
     "Run a case and print its targets, its bill and where the report lies."
     module, _ = CASES[nearest(args.case, list(CASES), "case")]
     out = Path(args.out or Path("runs") / args.case)
-    with progress(20) as heard:
+    with progress(21) as heard:
         metrics = import_module(module).run(out, seed=args.seed, data=args.data, heard=heard)
     if args.json:
         print(json.dumps(metrics, indent=2))

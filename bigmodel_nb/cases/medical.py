@@ -337,10 +337,11 @@ def answer(
     tested = np.array([case.facts["risk"][place] for place, _ in found.answers])
     case.facts |= {"load": found, "served_difference": float(np.abs(told - tested).max()) if len(told) else np.inf}
 
-# %% ../../nbs/cases/09_medical.ipynb #af86c5bb
+# %% ../../nbs/cases/09_medical.ipynb #89e337b5
 def _flow(case: Case, data: str | Path | None, n_patients: int | None) -> None:
     "Every stage of the run but the report."
-    con = connect()
+    with case.stage("start the engine"):
+        con = connect()
     joined = unite(case, con, gather(case, con, data, n_patients))
     identified, people = protect(case, joined)
     warehouse = load(case, joined, people)
