@@ -86,6 +86,22 @@ def tidy(
     nb.metadata.pop("language_info", None)
     return nb
 
+# %% ../nbs/91_course.ipynb #72aba985
+def _failure(nb: Any, error: Exception) -> tuple[str, str]:
+    "The error's last line and the id of the cell that raised it."
+    for c in nb.cells:
+        for out in c.get("outputs", []):
+            if out.output_type == "error":
+                return f"{out.ename}: {out.evalue}".strip(), c.id
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[-1], ""
+
+# %% ../nbs/91_course.ipynb #5458d257
+def _replace(path: Path, text: str) -> None:
+    "Put `text` in the place of `path` in one step."
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
 # %% ../nbs/91_course.ipynb #a8b2c320
 def _client(nb: Any, folder: Path, timeout: int, sockets: str) -> Any:
     "An nbclient that runs `nb` in `folder`, talking over local sockets in `sockets`."
@@ -121,22 +137,6 @@ def run_page(
     if write:
         _replace(path, nbformat.writes(tidy(nb)) + "\n")
     return PageResult(name, time.perf_counter() - start)
-
-# %% ../nbs/91_course.ipynb #72aba985
-def _failure(nb: Any, error: Exception) -> tuple[str, str]:
-    "The error's last line and the id of the cell that raised it."
-    for c in nb.cells:
-        for out in c.get("outputs", []):
-            if out.output_type == "error":
-                return f"{out.ename}: {out.evalue}".strip(), c.id
-    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[-1], ""
-
-# %% ../nbs/91_course.ipynb #5458d257
-def _replace(path: Path, text: str) -> None:
-    "Put `text` in the place of `path` in one step."
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 # %% ../nbs/91_course.ipynb #3de60e51
 def run_course(

@@ -50,7 +50,7 @@ MAX_CELL, MAX_NOTEBOOK_KB = 30, 300
 CELLS, WORDS, MODULE_LINES = (40, 120), (800, 2500), (80, 350)
 #: Sizes outside the house's limits, each with its reason.
 SIZE_EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("cases.medical", "lines"): "one run, read from top to bottom; its stages are one topic and call the rooms for everything else",
+    ("cases.medical", "lines"): "one run, read from top to bottom; the rooms do everything else",
 }
 
 

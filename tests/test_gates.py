@@ -121,7 +121,10 @@ def py(text: str, *outputs: dict) -> dict:
 
 
 SHOWN = {"output_type": "execute_result", "data": {"text/plain": "3"}, "metadata": {}, "execution_count": None}
-ADD = '#| exports\ndef add(\n    a: int, # first\n    b: int, # second\n) -> int: # their sum\n    "Add two numbers."\n    return a + b'
+ADD = (
+    "#| exports\ndef add(\n    a: int, # first\n    b: int, # second\n) -> int: # their sum\n"
+    '    "Add two numbers."\n    return a + b'
+)
 MODULE = '"""Adding."""\n\n__all__ = ["add"]\n\nimport math\n\n' + ADD.split("\n", 1)[1] + "\n"
 
 

@@ -397,6 +397,12 @@ def write_report(
     case.ledger.save(case.folder / "ledger.json")
     return numbers
 
+# %% ../../nbs/cases/09_medical.ipynb #5765520f
+def _forget(case: Case) -> None:
+    "Drop what the run had in memory about named people."
+    case.facts.pop("truth", None)
+    case.facts.pop("errors", None)
+
 # %% ../../nbs/cases/09_medical.ipynb #d063288f
 def run(
     out: str | Path, # the folder to make, or one of an earlier run to replace
@@ -427,9 +433,3 @@ def run(
             return write_report(case)
         finally:
             _forget(case)
-
-# %% ../../nbs/cases/09_medical.ipynb #5765520f
-def _forget(case: Case) -> None:
-    "Drop what the run had in memory about named people."
-    case.facts.pop("truth", None)
-    case.facts.pop("errors", None)
