@@ -5,7 +5,7 @@ CASE ?= medical
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test course site lab claims export readme hooks clean
+.PHONY: run test course site lab claims export hooks clean
 
 run: .venv/.installed ## the main job: install, then one case end to end
 	$(BIN)/bigmodel run $(CASE) --out runs/$(CASE)
