@@ -203,7 +203,15 @@ def parser() -> argparse.ArgumentParser: # with a subcommand for each verb
     _add_more(verbs)
     return top
 
-# %% ../nbs/92_cli.ipynb #ce11f4cd
+# %% ../nbs/92_cli.ipynb #d2c0c3d8
+def _missing(error: ModuleNotFoundError) -> str:
+    "Which extra brings a module that is not there."
+    from bigmodel_nb.extras import advice, declared
+
+    text = str(error) if "pip install" in str(error) else advice((error.name or "").split(".")[0], declared())
+    return f"{text}; a case uses all extras: pip install 'bigmodel_nb[all]' (in a clone: pip install '.[all]')"
+
+# %% ../nbs/92_cli.ipynb #3cfaf5e1
 def explain(
     error: BaseException, # what ended a command
 ) -> tuple[int, str]: # exit code and message; an empty message asks for the traceback
@@ -215,11 +223,13 @@ def explain(
             f"the disk is full ({text.splitlines()[0]}); free some space or choose another disk with "
             f"--out, and run again",
         )
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return 2, _missing(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted; nothing was left half-written, the same command starts again"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return 2, f"{error.filename}: {error.strerror}. Choose another place, or change its permissions"
-    if isinstance(error, (ValueError, KeyError, OSError, ModuleNotFoundError)):
+    if isinstance(error, (ValueError, KeyError, OSError)):
         return 2, text
     return 1, ""
 
