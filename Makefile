@@ -11,7 +11,7 @@ run: .venv/.installed ## the main job: install, then one case end to end
 	$(BIN)/bigmodel run $(CASE) --out runs/$(CASE)
 
 test: .venv/.tested-with ## every notebook, gate and test
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 course: .venv/.tested-with ## execute the notebooks cold, two at a time
 	$(BIN)/bigmodel course -j 2
@@ -23,7 +23,7 @@ site: .venv/.tested-with ## build the documentation into _site/
 	$(BIN)/python docs/build.py
 
 lab: .venv/.tested-with ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir nbs
+	$(BIN)/jupyter lab --notebook-dir nbs $(if $(filter 0,$(shell id -u)),--allow-root)
 
 export: .venv/.tested-with ## notebooks -> library, notebooks cleaned, README written
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python docs/readme.py

@@ -17,6 +17,8 @@ import pytest
 from bigmodel_nb.datasets import load
 from bigmodel_nb.privacy.anonymize import anonymize, k_anonymity, l_diversity, t_closeness
 
+pytestmark = pytest.mark.xdist_group("pycanon")  # one worker, so that fixtures are made once
+
 WANTED = "pycanon==1.3.*"
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "pycanon"
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("medical")  # one worker, so that fixtures are made once
+
 TIMES = {"latency_ratio", "latency_ms", "requests_per_second", "ledger_balance"}
 
 
@@ -31,7 +33,8 @@ def test_same_seed_same_metrics(runs):
 
 def test_metrics_have_the_promised_shape(runs):
     m = metrics(runs[0])
-    assert set(m) == {"case", "seed", "rows", "match", "k", "reidentification", "auroc", "epsilon", "delta", "size_ratio"} | TIMES
+    promised = {"case", "seed", "rows", "match", "k", "reidentification", "auroc", "epsilon", "delta", "size_ratio"} | TIMES
+    assert set(m) == promised | {"stop"}
     assert set(m["rows"]) == {"read", "quarantined", "merged", "loaded"}
     assert set(m["auroc"]) == {"baseline", "model", "private", "compressed"}
     assert all(a["low"] <= a["value"] <= a["high"] for a in m["auroc"].values())

@@ -8,6 +8,8 @@ import zipfile
 import gates
 import pytest
 
+pytestmark = pytest.mark.xdist_group("packaging")  # one worker, so that fixtures are made once
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> set[str]:

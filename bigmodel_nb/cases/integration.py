@@ -46,11 +46,12 @@ def read_hospital(
     key = next(own for own, canonical in parts[0]["columns"].items() if canonical == "local_id")
     return Tables(records, *(extract.unnest(records, p["nested"], [key], place=True) for p in parts[1:]))
 
-# %% ../../nbs/cases/04_integration.ipynb #5372c11a
+# %% ../../nbs/cases/04_integration.ipynb #5cc95098
 SYNONYMS: dict[str, dict[str, str]] = { # spellings that a person cleared after reading the first run's change log
     "hospital_a": {"男性": "M", "女性": "F"}, "hospital_b": {"m": "M", "f": "F"}, "hospital_c": {"01": "M", "02": "F"},
 }
 LAB_UNITS = {"hdl": "mg/dL", "chol": "mg/dL", "sbp": "mmHg", "dbp": "mmHg"}
+_TESTS = (*LAB_UNITS, "smoke", "fib4")
 COPIES = ("chol", "dbp") # what goes when it turns out to be a copy of its twin, hdl or sbp
 
 # %% ../../nbs/cases/04_integration.ipynb #fba6f56c
@@ -249,7 +250,7 @@ def join(
     local = [extract.store(match.attach(t, entities)) for t in (tables.measurements, tables.events)]
     return Joined(Tables(extract.store(people), *local), entities, pairs, extract.store(lineage))
 
-# %% ../../nbs/cases/04_integration.ipynb #d279fcc5
+# %% ../../nbs/cases/04_integration.ipynb #e981af5b
 # long: one line for each column of three tables
 def clinic_schema(
     name: str, # patients, measurements or events
@@ -264,9 +265,9 @@ def clinic_schema(
             [
                 *key,
                 Column("date", "date", "1900-01-01", until),
-                Column("test"),
+                Column("test", choices=list(_TESTS)),
                 Column("value", "float", 0),
-                Column("unit"),
+                Column("unit", choices=["mg/dL", "mmol/L", "mmHg", "kPa", "1"]),
             ]
         )
     text = [Column(c, nullable=True) for c in ("given_name", "family_name", "street", "suburb", "postcode", "phone")]
@@ -289,12 +290,14 @@ def clinic_schema(
         },
     )
 
-# %% ../../nbs/cases/04_integration.ipynb #61c02832
+# %% ../../nbs/cases/04_integration.ipynb #884330f9
 def clinic_folders(
     folder: str | Path, # the user's data
 ) -> list[Path]: # each holds patients.csv, measurements.csv and events.csv
     "The folders of the hospitals in a user's data: itself, or those in it."
     place = Path(folder)
+    if place.is_file():
+        raise NotADirectoryError(f"--data {place} is a file; name the folder that holds patients.csv and the others")
     if not place.is_dir():
         raise FileNotFoundError(
             f"--data {place}: no such folder; it must hold patients.csv, measurements.csv and events.csv"
@@ -308,7 +311,26 @@ def clinic_folders(
         )
     return found
 
-# %% ../../nbs/cases/04_integration.ipynb #9d59bdcf
+# %% ../../nbs/cases/04_integration.ipynb #a2d9090e
+def _own_units(table: ibis.Table, file: Path) -> ibis.Table:
+    "A user's measurements in our units; a unit that does not measure the test is refused with its row."
+    converted, lost = clean.convert_units(table, "value", "unit", LAB_UNITS, quantity="test")
+    wrong = extract.store(lost).order_by("row").head(1).to_pandas()
+    if len(wrong):
+        raise ValueError(f"{file}, row {wrong.row[0]}, column unit: {wrong.reason[0]} to that of its test. "
+                         "Correct it and run again.")
+    return extract.store(converted)
+
+# %% ../../nbs/cases/04_integration.ipynb #da22795d
+def _own_patients(table: ibis.Table, patients: ibis.Table, file: Path) -> None:
+    "Refuse a row of a patient who is not in patients.csv."
+    orphans = table.anti_join(patients, match.KEY).order_by("_row").head(1).to_pandas()
+    if len(orphans):
+        who = f"{orphans.hospital[0]!r}, {orphans.local_id[0]!r}"
+        raise ValueError(f"{file}, row {orphans._row[0]}, column hospital + local_id: {who}, expected a patient of patients.csv. "
+                         "Add the patient, or leave the row out.")
+
+# %% ../../nbs/cases/04_integration.ipynb #d9077085
 def read_clinic(
     con: Any, # connection from `extract.connect`
     folder: str | Path, # the user's data, in canonical columns
@@ -321,6 +343,10 @@ def read_clinic(
         for name in parts:
             file = place / f"{name}.csv"
             table = validate(extract.read_csv(con, file), clinic_schema(name, until), source=file)
+            table = _own_units(table, file) if name == "measurements" else extract.store(table)
+            if name == "patients":
+                known = table
+            _own_patients(table, known, file)
             parts[name].append(
                 table.mutate(_record=table._row, _item=0, _source=ibis.literal(f"{place.name}/") + table._source)
             )

@@ -6,8 +6,9 @@
 __all__ = ['IDENTITIES', 'QUASI', 'K', 'L', 'Case', 'gather', 'unite', 'protect', 'load', 'release', 'train', 'shrink',
            'evaluate', 'explain', 'fields', 'answer', 'write_report', 'run']
 
-# %% ../../nbs/cases/09_medical.ipynb #ea2e63f7
+# %% ../../nbs/cases/09_medical.ipynb #6b173b03
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from ..training.evaluate import auroc, plot_calibration, plot_net_benefit, subgr
 from ..training.explain import deletion_test, plot_importance, shap_values
 from ..training.trainer import predict
 
-# %% ../../nbs/cases/09_medical.ipynb #0c444869
+# %% ../../nbs/cases/09_medical.ipynb #cfd03132
 class Case:
     "One run in progress: folder, seed, ledger, listener, and the facts found so far."
 
@@ -46,7 +47,9 @@ class Case:
         ledger: Ledger, # open, books every stage
         seed: int = 0, # of everything random but the keys
         heard: Callable[[str], None] | None = None, # told the name of each stage as it begins
+        secret: bool = False, # whether the data is the user's own: noise that nobody can repeat, dates up to today
     ) -> None:
+        self.secret, self.until = secret, str(date.today()) if secret else "2024-12-31"
         self.folder, self.ledger, self.seed, self._heard = Path(folder), ledger, seed, heard
         self.facts: dict[str, Any] = {
             "case": "medical",
@@ -65,7 +68,7 @@ class Case:
             self._heard(name)
         return self.ledger.stage(name, rows_in)
 
-# %% ../../nbs/cases/09_medical.ipynb #c7e548cc
+# %% ../../nbs/cases/09_medical.ipynb #87f95b71
 def gather(
     case: Case, # the run
     con: Any, # connection from `extract.connect`
@@ -75,8 +78,8 @@ def gather(
     "Extract and harmonise the records."
     if data is not None:
         with case.stage("extract") as s:
-            tables, s.rows_out = read_clinic(con, data)
-            case.facts |= {"source": f"Read from {Path(data).name}.", "truth": None, "errors": None}
+            tables, s.rows_out = read_clinic(con, data, case.until)
+            case.facts |= {"source": f"Your own record, read from {Path(data).name}.", "truth": None, "errors": None}
     else:
         with case.stage("make the hospitals") as s:
             counts = write_exports(case.folder / "exports", case.seed, n_patients)
@@ -94,7 +97,7 @@ def gather(
     case.facts["rows"]["read"] = int(s.rows_out)
     return tables
 
-# %% ../../nbs/cases/09_medical.ipynb #41d8e614
+# %% ../../nbs/cases/09_medical.ipynb #382a0486
 def unite(
     case: Case, # the run
     con: Any, # connection from `extract.connect`
@@ -103,7 +106,7 @@ def unite(
     "Set the impossible aside, join each person's records, and score it all where there is a truth."
     facts = case.facts
     with case.stage("clean and settle", facts["rows"]["read"]) as s:
-        settled, aside = settle(tables)
+        settled, aside = settle(tables, case.until)
         s.rows_out = sum(t.count().execute() for t in settled)
         records = settled.patients.count().execute()
     with case.stage("match", records) as s:
@@ -192,7 +195,7 @@ def release(
     }
     return made.table
 
-# %% ../../nbs/cases/09_medical.ipynb #58986627
+# %% ../../nbs/cases/09_medical.ipynb #ac295482
 def train(
     case: Case, # the run
     data: dict[str, Side], # train, validate, test
@@ -208,11 +211,11 @@ def train(
         network = models.train_network(data, case.seed)
         risks["network"] = predict(network, test.X)
     with case.stage("train the private network", n) as s:
-        private = models.train_private(data, seed=case.seed)
-        served = models.calibrate(private.model, data["train"].X, data["train"].y, seed=case.seed)
+        private = models.train_private(data, seed=case.seed, secret=case.secret)
+        served = models.calibrate(private.model, data["train"].X, data["train"].y, seed=None if case.secret else case.seed)
         risks["private network"] = predict(served, test.X)
         s.epsilon, s.delta = private.epsilon + models.CALIBRATION, private.delta
-    case.facts |= {"epsilon": s.epsilon, "delta": s.delta}
+    case.facts |= {"epsilon": s.epsilon, "delta": s.delta, "secret": case.secret}
     with case.stage("membership attack", n + len(test.y)):
         case.facts["member"] = _members(data, {"network": network, "private": served})
     return served, risks
@@ -403,7 +406,7 @@ def _forget(case: Case) -> None:
     case.facts.pop("truth", None)
     case.facts.pop("errors", None)
 
-# %% ../../nbs/cases/09_medical.ipynb #d063288f
+# %% ../../nbs/cases/09_medical.ipynb #3a71c096
 def run(
     out: str | Path, # the folder to make, or one of an earlier run to replace
     seed: int = 0, # of everything random but the keys
@@ -427,7 +430,7 @@ def run(
     ):
         require(module)
     with new_folder(Path(out), "metrics.json") as folder, Ledger("medical") as ledger:
-        case = Case(folder, ledger, seed, heard)
+        case = Case(folder, ledger, seed, heard, secret=data is not None)
         try:
             _flow(case, data, n_patients)
             return write_report(case)

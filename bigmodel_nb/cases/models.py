@@ -64,16 +64,18 @@ def train_network(
     fit(model, train.X, train.y, train.weight, held.X, held.y, held.weight, epochs=15, seed=seed)
     return model
 
-# %% ../../nbs/cases/07_models.ipynb #3689c743
+# %% ../../nbs/cases/07_models.ipynb #5fd4158b
 def train_private(
     data: dict[str, Side], # train, validate, test
     epsilon: float = EPSILON, # to be spent at most, for adding or removing one patient
     seed: int = 0, # of weights, batches and noise
+    secret: bool = False, # True draws batches and noise that nobody can repeat
 ) -> PrivateRun: # the network, and what it spent
     "The same network by DP-SGD, at most epsilon at DELTA."
     seed_everything(seed)
     model, train = mlp(data["train"].X.shape[1], HIDDEN, dropout=0.0), data["train"]
-    return fit_private(model, train.X, train.y, epsilon, DELTA, epochs=30, batch_size=1024, lr=.5, seed=seed)
+    return fit_private(model, train.X, train.y, epsilon, DELTA, epochs=30, batch_size=1024, lr=.5,
+                       seed=None if secret else seed)
 
 # %% ../../nbs/cases/07_models.ipynb #eaf3cdfe
 def private_counts(
