@@ -81,7 +81,7 @@ def progress(
 
         yield heard
 
-# %% ../nbs/92_cli.ipynb #4f8faa98
+# %% ../nbs/92_cli.ipynb #4d5a632e
 def _run(args: argparse.Namespace) -> int:
     "Run a case and print its targets, its bill and where the report lies."
     module, _ = CASES[nearest(args.case, list(CASES), "case")]
@@ -97,6 +97,7 @@ def _run(args: argparse.Namespace) -> int:
             f"{stage['stage']:<28}{stage['seconds']:>8.1f} s{stage['money']:>11.5f} "
             f"{bill['currency']}{stage['joules']:>9.0f} J"
             + (f"   ε {stage['epsilon']:.2f}" if stage["epsilon"] else "")
+            + (f"   {stage['note']}" if stage["note"] else "")
         )
     for reason in metrics["stop"]:
         print(f"STOP: {reason}")

@@ -10,6 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+if sys.version_info < (3, 11):
+    pytest.skip("Sphinx 9 needs Python 3.11; on 3.10 the site is not built", allow_module_level=True)
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "docs" / "_ext")]
 

@@ -148,7 +148,7 @@ def metrics(
         "stop": [f"{v.criterion} ({v.measured})" for v in reasons_to_stop(facts) if v.met is False],
     }
 
-# %% ../../nbs/cases/08_medical_report.ipynb #81224c05
+# %% ../../nbs/cases/08_medical_report.ipynb #a139be29
 def _data_section(facts: dict[str, Any]) -> Section:
     "How scattered records became one data set."
     rows = pd.DataFrame([facts["rows"]]).rename(columns=lambda c: f"rows {c}")
@@ -172,10 +172,7 @@ def _data_section(facts: dict[str, Any]) -> Section:
         scores = pd.DataFrame([facts["match"]._asdict()])
         parts += [
             table(scores, "Records joined, in pairs, against the truth"),
-            paragraph(
-                f"{facts['shared']} people of the test side also have a record on the training side, "
-                f"through a join that was missed."
-            ),
+            paragraph(f"{facts['shared']} people of the test side also have a record on the training side, by a missed join."),
         ]
     return Section("One data set out of many", parts)
 
@@ -264,19 +261,14 @@ def _served_section(facts: dict[str, Any]) -> Section:
         ],
     )
 
-# %% ../../nbs/cases/08_medical_report.ipynb #2bcee54e
+# %% ../../nbs/cases/08_medical_report.ipynb #f08a58a5
 def evidence(
     facts: dict[str, Any], # what a run found
 ) -> list[Section]: # in reading order
     "The sections that show what was found."
     seen = [figure(fig, caption) for caption, fig in facts["figures"].get("explain", {}).items()]
-    return [
-        _data_section(facts),
-        _privacy_section(facts),
-        _model_section(facts),
-        Section("What the model looks at", seen),
-        _served_section(facts),
-    ]
+    return [_data_section(facts), _privacy_section(facts), _model_section(facts),
+            Section("What the model looks at", seen), _served_section(facts)]
 
 # %% ../../nbs/cases/08_medical_report.ipynb #79660095
 INVENTED = [
@@ -336,7 +328,7 @@ def sections(
         *closing(facts, ledger),
     ]
 
-# %% ../../nbs/cases/08_medical_report.ipynb #e39372bd
+# %% ../../nbs/cases/08_medical_report.ipynb #b095c49b
 # long: one entry for each card, in one list
 def cards(
     facts: dict[str, Any], # what a run found
@@ -368,7 +360,11 @@ def cards(
             f"age alone {judged.loc['age alone', 'auroc']:.3f}, "
             f"best baseline {judged.loc[facts['baseline'], 'auroc']:.3f}",
         ),
-        Card("Privacy of training", f"ε = {facts['epsilon']:.2f}", f"at δ = {facts['delta']:g}"),
+        Card(
+            "Privacy of training",
+            f"ε = {facts['epsilon']:.2f}",
+            f"at δ = {facts['delta']:g}" + ("" if facts["secret"] else "; noise seeded, so a demonstration"),
+        ),
         Card(
             "Size", f"{facts['bytes_small'] / 1000:.1f} kB", f"{facts['size_ratio']:.1f} times smaller than the export"
         ),
