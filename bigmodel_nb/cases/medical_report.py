@@ -15,43 +15,32 @@ from .report import Card, Section, Verdict, figure, paragraph, show, table, verd
 from ..figures import interval_plot
 from ..training.evaluate import net_benefit
 
-# %% ../../nbs/cases/08_medical_report.ipynb #03368370
-# long: one entry for each target, in one list
+# %% ../../nbs/cases/08_medical_report.ipynb #c8691579
+def _or_none(match: Any, form: str) -> str:
+    "A score as text, or that there was no truth to score against."
+    return "no truth to compare with" if match is None else form.format(match)
+
+# %% ../../nbs/cases/08_medical_report.ipynb #93894f26
 def targets(
     facts: dict[str, Any], # what a run found
 ) -> list[Verdict]: # in the order of the flow
     "What was promised, what was measured, and whether they agree."
-    match, price = facts["match"], facts["price"]["difference"]
+    match, lost = facts["match"], -100 * facts["price"].loc["private − network"]
+    moved = 100 * abs(facts["price"].loc["compressed − private", "difference"])
     before, after = facts["attack"]["before"].rate, facts["attack"]["after"].rate
-    lost, moved = -100 * price["private − network"], 100 * abs(price["compressed − private"])
-    falls, step = before / after if after else np.inf, -100 * facts["price"].loc["private − network"]
-    gap = step.rename({"low": "high", "high": "low"})
-    return [
-        Verdict(
-            "records of one person are joined: F1 at least 0.95",
-            "no truth to compare with" if match is None else f"{match.f1:.3f}",
-            None if match is None else bool(match.f1 >= 0.95),
-        ),
-        Verdict(
-            "re-identification at least 5 times rarer after anonymisation",
-            f"{before:.1%} → {after:.1%}, {falls:.0f} times",
-            bool(falls >= 5),
-        ),
-        Verdict("ε at most 3", f"{facts['epsilon']:.2f} at δ = {facts['delta']:g}", bool(facts["epsilon"] <= 3)),
-        Verdict("private model within 5 points of AUROC of the open one",
-                f"{lost:+.1f} points lost ({gap.low:.1f} to {gap.high:.1f})", bool(lost <= 5)),
-        Verdict("compressed model within 0.5 point of the private one", f"{moved:.2f} points away", bool(moved <= 0.5)),
-        Verdict(
-            "compressed file at least 4 times smaller",
-            f"{facts['size_ratio']:.1f} times",
-            bool(facts["size_ratio"] >= 4),
-        ),
-        Verdict(
-            "the bill's stages add up to the run within 1 %",
-            f"{facts['balance']:.2%}",
-            bool(abs(1 - facts["balance"]) <= 0.01),
-        ),
+    falls = before / after if after else np.inf
+    rows = [
+        ("records of one person are joined: F1 at least 0.95", _or_none(match, "{0.f1:.3f}"), match and match.f1 >= .95),
+        ("re-identification at least 5 times rarer after anonymisation",
+         f"{before:.1%} → {after:.1%}, {falls:.0f} times", falls >= 5),
+        ("ε at most 3", f"{facts['epsilon']:.2f} at δ = {facts['delta']:g}", facts["epsilon"] <= 3),
+        ("private model within 5 points of AUROC of the open one",
+         f"{lost.difference:+.1f} points lost ({lost.high:.1f} to {lost.low:.1f})", lost.difference <= 5),
+        ("compressed model within 0.5 point of the private one", f"{moved:.2f} points away", moved <= .5),
+        ("compressed file at least 4 times smaller", f"{facts['size_ratio']:.1f} times", facts["size_ratio"] >= 4),
+        ("the bill's stages add up to the run within 1 %", f"{facts['balance']:.2%}", abs(1 - facts["balance"]) <= .01),
     ]
+    return [Verdict(what, measured, None if met is None else bool(met)) for what, measured, met in rows]
 
 # %% ../../nbs/cases/08_medical_report.ipynb #8bcec147
 def _helps(facts: dict[str, Any], threshold: float = .1) -> tuple[float, float]:
@@ -59,55 +48,45 @@ def _helps(facts: dict[str, Any], threshold: float = .1) -> tuple[float, float]:
     row = net_benefit(facts["y"], facts["risk"], [threshold], facts["weight"]).iloc[0]
     return 1000 * row["model"], 1000 * max(row["treat_all"], row["treat_none"])
 
-# %% ../../nbs/cases/08_medical_report.ipynb #cafe4c39
-# long: one entry for each reason, in one list
-def reasons_to_stop(
-    facts: dict[str, Any], # what a run found
-) -> list[Verdict]: # met: no reason to stop
-    "What would make us abandon the served model, and whether it happened."
+# %% ../../nbs/cases/08_medical_report.ipynb #35277278
+def _useless(facts: dict[str, Any]) -> list[Verdict]:
+    "Reasons to think that the model helps nobody, or not everybody."
     gain, error = facts["price"].loc["compressed − age"], facts["judged"].loc["compressed", "calibration_error"]
     model, rule = _helps(facts)
     judged = facts["gaps"].dropna(subset=["gap_high"]).sort_values("gap")
     worst = judged.iloc[0] if len(judged) else facts["gaps"].iloc[0]
-    private, match = facts["member"]["private"], facts["match"]
     return [
-        Verdict(
-            "it adds nothing to the patient's age",
-            f"{100 * gain.difference:+.1f} points ({100 * gain.low:.1f} to {100 * gain.high:.1f})",
-            bool(gain.low > 0),
-        ),
-        Verdict("its risks are off by more than 3 points on average", f"{100 * error:.1f} points", bool(error <= 0.03)),
-        Verdict(
-            "acting on it at a risk of 10 % helps less than a simple rule",
-            f"{model:.1f} against {rule:.1f} true alarms net per 1,000",
-            bool(model > rule),
-        ),
-        Verdict(
-            "a group is served worse by more than 5 points, beyond chance",
-            f"{worst.name}: {100 * worst.gap:+.1f} points ({100 * worst.gap_low:.1f} to {100 * worst.gap_high:.1f})",
-            bool(worst.gap_high > -0.05) if len(judged) else None,
-        ),
-        Verdict(
-            "its explanation does not say what it uses",
-            f"deletion area {facts['deletion'].area.value:+.3f}",
-            bool(facts["deletion"].faithful),
-        ),
-        Verdict(
-            "an attacker can tell who was in the training set",
-            f"AUC {private.auc:.3f} ({private.low:.3f} to {private.high:.3f})",
-            bool(private.low <= 0.55),
-        ),
-        Verdict(
-            "one answer in the service differs from the tested one",
-            f"largest difference {facts['served_difference']:.1e}",
-            bool(facts["served_difference"] < 1e-5),
-        ),
-        Verdict(
-            "more than one join in twenty mixes two people",
-            "no truth to compare with" if match is None else f"precision {match.precision:.3f}",
-            None if match is None else bool(match.precision >= 0.95),
-        ),
+        Verdict("it adds nothing to the patient's age",
+                f"{100 * gain.difference:+.1f} points ({100 * gain.low:.1f} to {100 * gain.high:.1f})", bool(gain.low > 0)),
+        Verdict("its risks are off by more than 3 points on average", f"{100 * error:.1f} points", bool(error <= .03)),
+        Verdict("acting on it at a risk of 10 % helps less than a simple rule",
+                f"{model:.1f} against {rule:.1f} true alarms net per 1,000", bool(model > rule)),
+        Verdict("a group is served worse by more than 5 points, beyond chance",
+                f"{worst.name}: {100 * worst.gap:+.1f} points ({100 * worst.gap_low:.1f} to {100 * worst.gap_high:.1f})",
+                bool(worst.gap_high > -.05) if len(judged) else None),
     ]
+
+# %% ../../nbs/cases/08_medical_report.ipynb #e5b1879c
+def _untrustworthy(facts: dict[str, Any]) -> list[Verdict]:
+    "Reasons to think that the model is not what it seems."
+    private, match, deletion = facts["member"]["private"], facts["match"], facts["deletion"]
+    return [
+        Verdict("its explanation does not say what it uses",
+                f"deletion area {deletion.area.value:+.3f}", bool(deletion.faithful)),
+        Verdict("an attacker can tell who was in the training set",
+                f"AUC {private.auc:.3f} ({private.low:.3f} to {private.high:.3f})", bool(private.low <= .55)),
+        Verdict("one answer in the service differs from the tested one",
+                f"largest difference {facts['served_difference']:.1e}", bool(facts["served_difference"] < 1e-5)),
+        Verdict("more than one join in twenty mixes two people", _or_none(match, "precision {0.precision:.3f}"),
+                None if match is None else bool(match.precision >= .95)),
+    ]
+
+# %% ../../nbs/cases/08_medical_report.ipynb #24700a48
+def reasons_to_stop(
+    facts: dict[str, Any], # what a run found
+) -> list[Verdict]: # met: no reason to stop
+    "What would make us abandon the served model, and whether it happened."
+    return [*_useless(facts), *_untrustworthy(facts)]
 
 # %% ../../nbs/cases/08_medical_report.ipynb #100ae5c6
 # long: one line for each key of metrics.json
@@ -328,54 +307,26 @@ def sections(
         *closing(facts, ledger),
     ]
 
-# %% ../../nbs/cases/08_medical_report.ipynb #b095c49b
-# long: one entry for each card, in one list
+# %% ../../nbs/cases/08_medical_report.ipynb #4c5443e5
 def cards(
     facts: dict[str, Any], # what a run found
     ledger: Any, # the run's ledger
 ) -> list[Card]: # at most eight
     "The numbers to remember."
-    total, judged = ledger.table().loc["total"], facts["judged"]
+    total, area = ledger.table().loc["total"], facts["judged"]["auroc"]
     met, stop = [v.met for v in targets(facts)], sum(v.met is False for v in reasons_to_stop(facts))
+    reached = f"{met.count(True)} of {len(met) - met.count(None)} targets met"
+    told = f"{stop or 'no'} reason{'s' * (stop != 1)} to abandon the model; {reached}"
+    noise = "" if facts["secret"] else "; noise seeded, so a demonstration"
+    attack, load = facts["attack"], facts["load"]
     return [
-        Card(
-            "Verdict",
-            "STOP" if stop else "no objection",
-            f"{stop or 'no'} reason{'s' * (stop != 1)} to abandon the model; "
-            f"{sum(m is True for m in met)} of {sum(m is not None for m in met)} targets met",
-        ),
-        Card(
-            "People",
-            f"{facts['people']:,}",
-            f"out of {facts['records']:,} records, {facts['rows']['read']:,} rows read",
-        ),
-        Card(
-            "Re-identified",
-            f"{facts['attack']['after'].rate:.1%}",
-            f"before anonymisation {facts['attack']['before'].rate:.1%}",
-        ),
-        Card(
-            "AUROC, served model",
-            f"{judged.loc['compressed', 'auroc']:.3f}",
-            f"age alone {judged.loc['age alone', 'auroc']:.3f}, "
-            f"best baseline {judged.loc[facts['baseline'], 'auroc']:.3f}",
-        ),
-        Card(
-            "Privacy of training",
-            f"ε = {facts['epsilon']:.2f}",
-            f"at δ = {facts['delta']:g}" + ("" if facts["secret"] else "; noise seeded, so a demonstration"),
-        ),
-        Card(
-            "Size", f"{facts['bytes_small'] / 1000:.1f} kB", f"{facts['size_ratio']:.1f} times smaller than the export"
-        ),
-        Card(
-            "Answer",
-            f"{facts['load'].p50_ms:.1f} ms",
-            f"95th percentile {facts['load'].p95_ms:.1f} ms, {facts['load'].requests_per_second:.0f} a second",
-        ),
-        Card(
-            "The bill",
-            f"{total.money:.4f} {ledger.currency}",
-            f"{total.seconds:.0f} s, about {show(float(total.joules))} J",
-        ),
+        Card("Verdict", "STOP" if stop else "no objection", told),
+        Card("People", f"{facts['people']:,}", f"out of {facts['records']:,} records, {facts['rows']['read']:,} rows read"),
+        Card("Re-identified", f"{attack['after'].rate:.1%}", f"before anonymisation {attack['before'].rate:.1%}"),
+        Card("AUROC, served model", f"{area['compressed']:.3f}",
+             f"age alone {area['age alone']:.3f}, best baseline {area[facts['baseline']]:.3f}"),
+        Card("Privacy of training", f"ε = {facts['epsilon']:.2f}", f"at δ = {facts['delta']:g}{noise}"),
+        Card("Size", f"{facts['bytes_small'] / 1000:.1f} kB", f"{facts['size_ratio']:.1f} times smaller than the export"),
+        Card("Answer", f"{load.p50_ms:.1f} ms", f"95th percentile {load.p95_ms:.1f} ms, {load.requests_per_second:.0f} a second"),
+        Card("The bill", f"{total.money:.4f} {ledger.currency}", f"{total.seconds:.0f} s, about {show(float(total.joules))} J"),
     ]
