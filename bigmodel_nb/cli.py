@@ -233,7 +233,7 @@ def _missing(error: ModuleNotFoundError) -> str:
     text = str(error) if "pip install" in str(error) else advice((error.name or "").split(".")[0], declared())
     return f"{text}; a case uses all extras: pip install 'bigmodel_nb[all]' (in a clone: pip install '.[all]')"
 
-# %% ../nbs/92_cli.ipynb #75b33b69
+# %% ../nbs/92_cli.ipynb #09d0510e
 def explain(
     error: BaseException, # what ended a command
 ) -> tuple[int, str]: # exit code and message; an empty message asks for the traceback
@@ -247,7 +247,7 @@ def explain(
         )
     if isinstance(error, ModuleNotFoundError) and error.name:
         return 2, _missing(error)
-    if isinstance(error, KeyboardInterrupt) or "Query interrupted" in text: # DuckDB's word for Ctrl-C
+    if isinstance(error, KeyboardInterrupt) or "interrupted" in text.lower(): # DuckDB words it so
         return 130, "interrupted; nothing was left half-written, the same command starts again"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return 2, f"{error.filename}: {error.strerror}. Choose another place, or change its permissions"
