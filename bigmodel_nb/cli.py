@@ -38,27 +38,29 @@ def nearest(
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(known)}"
     raise ValueError(f"unknown {kind} {name!r}: {hint}")
 
-# %% ../nbs/92_cli.ipynb #e0359df9
-@contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]: # call it to learn whether Ctrl-C was pressed
-    "Listen for Ctrl-C, also where a shell started us deaf to it or a library swallowed it."
-    pressed = False
+# %% ../nbs/92_cli.ipynb #0b93b38b
+_pressed = threading.Event() # Ctrl-C during the present command
 
+# %% ../nbs/92_cli.ipynb #55115116
+@contextlib.contextmanager
+def interruptible() -> Iterator[threading.Event]: # set once Ctrl-C was pressed
+    "Listen for Ctrl-C, also where a shell started us deaf to it or a library swallowed it."
     def stop(number: int, frame: Any) -> None:
-        nonlocal pressed
-        pressed = True
+        _pressed.set()
         raise KeyboardInterrupt
 
+    _pressed.clear()
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield _pressed
         return
     before = signal.signal(signal.SIGINT, stop)
     try:
-        yield lambda: pressed
+        yield _pressed
     finally:
         signal.signal(signal.SIGINT, before)
+        _pressed.clear()
 
-# %% ../nbs/92_cli.ipynb #b7383518
+# %% ../nbs/92_cli.ipynb #5e798115
 @contextlib.contextmanager
 def progress(
     total: int | None, # how many steps are expected, None if unknown
@@ -68,12 +70,12 @@ def progress(
     from tqdm import tqdm
 
     look = {"bar_format": "{desc:<28} {bar:24} {n}/{total} {elapsed}", "leave": False, "unit": f" {unit}"}
-    with interruptible() as asked, tqdm(total=total, disable=not sys.stderr.isatty(), **look) as bar:
+    with tqdm(total=total, disable=not sys.stderr.isatty(), **look) as bar:
         begun = False
 
         def heard(name: str) -> None:
             nonlocal begun
-            if asked():
+            if _pressed.is_set():
                 raise KeyboardInterrupt
             bar.update(int(begun))
             begun = True
@@ -233,7 +235,7 @@ def _missing(error: ModuleNotFoundError) -> str:
     text = str(error) if "pip install" in str(error) else advice((error.name or "").split(".")[0], declared())
     return f"{text}; a case uses all extras: pip install 'bigmodel_nb[all]' (in a clone: pip install '.[all]')"
 
-# %% ../nbs/92_cli.ipynb #09d0510e
+# %% ../nbs/92_cli.ipynb #3cfaf5e1
 def explain(
     error: BaseException, # what ended a command
 ) -> tuple[int, str]: # exit code and message; an empty message asks for the traceback
@@ -247,7 +249,7 @@ def explain(
         )
     if isinstance(error, ModuleNotFoundError) and error.name:
         return 2, _missing(error)
-    if isinstance(error, KeyboardInterrupt) or "interrupted" in text.lower(): # DuckDB words it so
+    if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted; nothing was left half-written, the same command starts again"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return 2, f"{error.filename}: {error.strerror}. Choose another place, or change its permissions"
@@ -255,24 +257,25 @@ def explain(
         return 2, text
     return 1, ""
 
-# %% ../nbs/92_cli.ipynb #d6cfd1c5
+# %% ../nbs/92_cli.ipynb #941c2d0e
 def main(
     argv: list[str] | None = None, # arguments, None for the process's own
 ) -> int: # exit code
     "The entry point of `bigmodel`."
     args = parser().parse_args(argv)
-    try:
-        return int(args.do(args))
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    except (Exception, KeyboardInterrupt) as error:
-        code, message = explain(error)
-        if message:
-            print(f"bigmodel {args.verb}: {message}", file=sys.stderr)
-        else:
-            import traceback
+    with interruptible() as pressed:
+        try:
+            return int(args.do(args))
+        except BrokenPipeError:
+            sys.stderr.close()
+            return 0
+        except (Exception, KeyboardInterrupt) as error:
+            code, message = explain(KeyboardInterrupt() if pressed.is_set() else error) # DuckDB has its own word for it
+            if message:
+                print(f"bigmodel {args.verb}: {message}", file=sys.stderr)
+            else:
+                import traceback
 
-            traceback.print_exc()
-            print("bigmodel: this is our fault, not yours; please report the lines above", file=sys.stderr)
-        return code
+                traceback.print_exc()
+                print("bigmodel: this is our fault, not yours; please report the lines above", file=sys.stderr)
+            return code

@@ -400,13 +400,7 @@ def write_report(
     case.ledger.save(case.folder / "ledger.json")
     return numbers
 
-# %% ../../nbs/cases/09_medical.ipynb #5765520f
-def _forget(case: Case) -> None:
-    "Drop what the run had in memory about named people."
-    case.facts.pop("truth", None)
-    case.facts.pop("errors", None)
-
-# %% ../../nbs/cases/09_medical.ipynb #3a71c096
+# %% ../../nbs/cases/09_medical.ipynb #dbf70040
 def run(
     out: str | Path, # the folder to make, or one of an earlier run to replace
     seed: int = 0, # of everything random but the keys
@@ -431,8 +425,5 @@ def run(
         require(module)
     with new_folder(Path(out), "metrics.json") as folder, Ledger("medical") as ledger:
         case = Case(folder, ledger, seed, heard, secret=data is not None)
-        try:
-            _flow(case, data, n_patients)
-            return write_report(case)
-        finally:
-            _forget(case)
+        _flow(case, data, n_patients)
+        return write_report(case)
