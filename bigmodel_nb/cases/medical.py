@@ -6,7 +6,7 @@
 __all__ = ['IDENTITIES', 'QUASI', 'K', 'L', 'Case', 'gather', 'unite', 'protect', 'load', 'release', 'train', 'shrink',
            'evaluate', 'explain', 'fields', 'answer', 'write_report', 'run']
 
-# %% ../../nbs/cases/09_medical.ipynb #6b173b03
+# %% ../../nbs/cases/09_medical.ipynb #3bdf2c2a
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -22,8 +22,9 @@ from .integration import Joined, Tables, harmonise, join, read_clinic, repairs, 
 from .medical_report import cards, evidence, metrics, sections
 from .report import render
 from ..etl.extract import connect
+from ..etl.lake import save_lake
 from ..etl.match import pair_scores
-from ..etl.warehouse import load_star, save_lake
+from ..etl.warehouse import load_star
 from ..extras import require
 from ..ledger import Ledger, Stage, new_folder, write_json
 from ..measure import machine

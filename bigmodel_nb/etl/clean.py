@@ -55,25 +55,35 @@ def rename(
     renamed = table.select(*(table[old].name(new) for old, new in mapping.items()), *rest)
     return renamed, _record(table, "rename", "", ibis.literal(False), None, None, None)
 
-# %% ../../nbs/etl/09_clean.ipynb #2f774a08
+# %% ../../nbs/etl/09_clean.ipynb #35621e9a
 def apply_steps(
     table: ibis.Table, # table with provenance
     *steps: Step, # each takes a table and returns a table and its changes
 ) -> tuple[ibis.Table, ibis.Table]: # the last table and the changes of all steps
-    "Run steps in order, computing each one once, and gather their change rows."
+    "Plan all steps, compute the table in one pass, and leave the change rows to whoever looks."
     gathered = []
-    for step in steps:
-        after, changes = step(table)
-        gathered.append(store(changes))
-        table = after if after is table else store(after)
-    if not gathered:
-        return rename(table, {})
-    return table, store(ibis.union(*gathered)) if len(gathered) > 1 else gathered[0]
+    for step in steps or (lambda t: rename(t, {}),):
+        table, changes = step(table)
+        gathered.append(changes)
+    return store(table), ibis.union(*gathered) if len(gathered) > 1 else gathered[0]
 
-# %% ../../nbs/etl/09_clean.ipynb #59d99b0a
+# %% ../../nbs/etl/09_clean.ipynb #f2319637
+_NEW = "_new_" # prefix of a cell's new value while it stands beside the old one
+
+def _beside(table: ibis.Table, cells: Mapping[str, Any]) -> ibis.Table:
+    "The table with new values of some columns beside the old ones."
+    return table.mutate(**{_NEW + name: cell for name, cell in cells.items()})
+
+def _settle(wide: ibis.Table, names: Sequence[str]) -> ibis.Table:
+    "The table in its old shape, with the new values in place of the old ones."
+    kept = [name for name in wide.columns if not name.startswith(_NEW)]
+    return wide.select(*(wide[_NEW + name].name(name) if name in names else wide[name] for name in kept))
+
+# %% ../../nbs/etl/09_clean.ipynb #01899d1c
 MISSING = ("", "-", "--", "?", "n/a", "na", "nan", "nil", "none", "null", "unknown", "不详", "无", "未知")
+_UNTIDY = r"^\s|\s$|[^\S ]|\s\s|[\x{00A0}\x{3000}]" # most texts are tidy, and asking is cheaper than replacing
 
-# %% ../../nbs/etl/09_clean.ipynb #4c26624f
+# %% ../../nbs/etl/09_clean.ipynb #02b821ca
 def tidy_text(
     table: ibis.Table, # table with provenance
     columns: Sequence[str] | None = None, # text columns, None for all
@@ -83,14 +93,21 @@ def tidy_text(
     texts = [name for name, kind in table.schema().items() if kind.is_string() and not name.startswith("_")]
     columns = texts if columns is None else columns
     _needs(table, *columns)
-    new, changes = {}, []
+    longest = max(map(len, missing), default=0)
+    def tidy(text: Any) -> Any:
+        return ibis.ifelse(text.re_search(_UNTIDY), text.re_replace(r"[\s\x{00A0}\x{3000}]+", " ").strip(), text)
+    def empty(text: Any) -> Any:
+        no_value = ibis.ifelse(text.length() <= longest, text.lower().isin(missing), False)
+        return ibis.ifelse(no_value, ibis.null("string"), text)
+    trimmed = _beside(table, {name: tidy(table[name]) for name in columns})
+    wide = trimmed.mutate(**{_NEW + name: empty(trimmed[_NEW + name]) for name in columns})
+    changes = [rename(table, {})[1]]
     for name in columns:
-        text = table[name].re_replace(r"[\s\x{00A0}\x{3000}]+", " ").strip()
-        new[name] = ibis.ifelse(text.lower().isin(missing), ibis.null("string"), text)
-        reason = ibis.ifelse(new[name].isnull(), "word for missing", "white space")
-        changes.append(_record(table, "tidy_text", name, table[name].notnull() & ~table[name].identical_to(new[name]),
-                               table[name], new[name], reason))
-    return table.mutate(**new), reduce(ibis.union, changes) if changes else rename(table, {})[1]
+        before, after = wide[name], wide[_NEW + name]
+        reason = ibis.ifelse(after.isnull(), "word for missing", "white space")
+        changed = before.notnull() & ~before.identical_to(after)
+        changes.append(_record(wide, "tidy_text", name, changed, before, after, reason))
+    return _settle(wide, columns), reduce(ibis.union, changes)
 
 # %% ../../nbs/etl/09_clean.ipynb #d49cca4a
 def _unmangle(text: str) -> str:
@@ -125,7 +142,7 @@ def fold(
     "The form in which two spellings of one word are equal."
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
-# %% ../../nbs/etl/09_clean.ipynb #fefb2092
+# %% ../../nbs/etl/09_clean.ipynb #82a29a4f
 def _date_pattern(format: str) -> tuple[str, str]:
     "A strptime format as a regular expression, and the replacement that writes its parts as an ISO date."
     parts = {"%Y": r"(\d{4})", "%m": r"(\d{1,2})", "%d": r"(\d{1,2})"}
@@ -136,7 +153,19 @@ def _date_pattern(format: str) -> tuple[str, str]:
     iso = "-".join(f"\\{order.index(part) + 1}" for part in ("%Y", "%m", "%d"))
     return rf"^\s*{pattern}(?:[ T]\d\d:\d\d.*)?\s*$", iso
 
-# %% ../../nbs/etl/09_clean.ipynb #1ea8f844
+def _plain_date(text: Any, format: str) -> Any:
+    "The date in a text that has two digits for day and month and nothing around it, else null."
+    pieces, at, parts, fits = re.split(r"(%.)", format), 0, {}, []
+    for piece in filter(None, pieces):
+        width = {"%Y": 4, "%m": 2, "%d": 2}.get(piece, len(piece))
+        part = text.substr(at, width)
+        parts[piece], at = part, at + width
+        if piece not in ("%Y", "%m", "%d"):
+            fits.append(part == piece)
+    iso = parts["%Y"] + "-" + parts["%m"] + "-" + parts["%d"]
+    return ibis.ifelse(reduce(lambda a, b: a & b, fits, text.length() == at), iso, ibis.null("string")).try_cast("date")
+
+# %% ../../nbs/etl/09_clean.ipynb #bd438ed9
 def parse_dates(
     table: ibis.Table, # table with provenance
     columns: Sequence[str], # text columns that hold dates
@@ -144,40 +173,42 @@ def parse_dates(
 ) -> tuple[ibis.Table, ibis.Table]: # dates; the texts that are no date in any format, now null
     "Turn text into dates; what fits no format becomes null and a change row."
     _needs(table, *columns)
-    patterns = [_date_pattern(each) for each in ([formats] if isinstance(formats, str) else formats)]
-    new, changes = {}, []
-    for name in columns:
-        text = table[name]
-        if not text.type().is_string():
-            continue
-        dates = [ibis.ifelse(text.re_search(find), text.re_replace(find, iso), ibis.null("string")).try_cast("date")
-                 for find, iso in patterns]
-        new[name] = ibis.coalesce(*dates)
-        lost = new[name].isnull() & (text.strip() != "")
-        changes.append(_record(table, "parse_dates", name, lost, text, None, "no date in any given format"))
-    return table.mutate(**new), reduce(ibis.union, changes) if changes else rename(table, {})[1]
+    formats = [formats] if isinstance(formats, str) else formats
+    patterns = [_date_pattern(each) for each in formats]
+    texts = [name for name in columns if table[name].type().is_string()]
+    def rare(text: Any) -> Any:
+        return ibis.coalesce(*(ibis.ifelse(text.re_search(find), text.re_replace(find, iso), ibis.null("string"))
+                               .try_cast("date") for find, iso in patterns))
+    quick = _beside(table, {name: _plain_date(table[name], formats[0]) for name in texts})
+    wide = quick.mutate(**{_NEW + name: ibis.ifelse(quick[_NEW + name].isnull(), rare(quick[name]), quick[_NEW + name])
+                           for name in texts})
+    changes = [rename(table, {})[1]]
+    for name in texts:
+        lost = wide[_NEW + name].isnull() & (wide[name].strip() != "")
+        changes.append(_record(wide, "parse_dates", name, lost, wide[name], None, "no date in any given format"))
+    return _settle(wide, texts), reduce(ibis.union, changes)
 
-# %% ../../nbs/etl/09_clean.ipynb #074df43c
+# %% ../../nbs/etl/09_clean.ipynb #eed8aa5a
 def parse_numbers(
     table: ibis.Table, # table with provenance
     columns: Sequence[str], # text columns that hold numbers
 ) -> tuple[ibis.Table, ibis.Table]: # 64-bit floats; decimal commas repaired, other text now null
     "Turn text into numbers; a decimal comma is repaired, anything else becomes null and a change row."
     _needs(table, *columns)
-    new, changes = {}, []
-    for name in columns:
-        text = table[name]
-        if not text.type().is_string():
-            new[name] = text.cast("float64")
-            continue
-        comma = text.re_search(r"^\s*[-+]?\d+,\d+\s*$")
-        plain = ibis.ifelse(comma, text.replace(",", "."), text)
-        is_number = plain.re_search(r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?\s*$")
-        new[name] = ibis.ifelse(is_number, plain, ibis.null("string")).try_cast("float64")
-        lost = new[name].isnull() & (text.strip() != "")
-        changes.append(_record(table, "parse_numbers", name, comma | lost, text, new[name],
+    texts = [name for name in columns if table[name].type().is_string()]
+    def number(text: Any) -> Any:
+        point = text.re_search(r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?\s*$")
+        comma = ibis.ifelse(text.re_search(r"^\s*[-+]?\d+,\d+\s*$"), text.replace(",", "."), ibis.null("string"))
+        return ibis.ifelse(point, text, comma).try_cast("float64")
+    wide = _beside(table, {name: number(table[name]) for name in texts})
+    changes = [rename(table, {})[1]]
+    for name in texts:
+        lost = wide[_NEW + name].isnull() & (wide[name].strip() != "")
+        comma = wide[_NEW + name].notnull() & wide[name].contains(",")
+        changes.append(_record(wide, "parse_numbers", name, comma | lost, wide[name], wide[_NEW + name],
                                ibis.ifelse(lost, "not a number", "decimal comma")))
-    return table.mutate(**new), reduce(ibis.union, changes) if changes else rename(table, {})[1]
+    whole = {name: wide[name].cast("float64") for name in columns if name not in texts}
+    return _settle(wide.mutate(**whole), texts), reduce(ibis.union, changes)
 
 # %% ../../nbs/etl/09_clean.ipynb #2bcd1e21
 UNITS = {"kg": ("mass", 1.0), "g": ("mass", 0.001), "lb": ("mass", 0.45359237), "st": ("mass", 6.35029318),
@@ -198,7 +229,7 @@ def conversion_factor(
     (kind, scale), (kind_to, scale_to) = (known.get(fold(u).replace(" ", ""), (u, 1.0)) for u in (unit, to))
     return scale / scale_to if kind == kind_to else None
 
-# %% ../../nbs/etl/09_clean.ipynb #e6da7224
+# %% ../../nbs/etl/09_clean.ipynb #437eb4fc
 def convert_units(
     table: ibis.Table, # table with provenance
     value: str, # numeric column
@@ -212,7 +243,8 @@ def convert_units(
     what = table[quantity] if quantity else ibis.literal("")
     pair = ibis.coalesce(what, "") + "\t" + ibis.coalesce(unit_of, "")
     factors, wanted = [], []
-    for text in table.select(pair=pair).distinct()["pair"].to_list():
+    one = quantity is None and unit not in table.columns # one unit for all: nothing to look up
+    for text in [f"\t{unit}"] if one else table.select(pair=pair).distinct()["pair"].to_list():
         kind, own = text.split("\t")
         goal = to if isinstance(to, str) else to.get(kind, own)
         factor = 1.0 if goal == own else conversion_factor(own, goal, kind)

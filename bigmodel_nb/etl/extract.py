@@ -6,7 +6,7 @@
 __all__ = ['connect', 'unused_name', 'store', 'read_frame', 'check_file', 'sniff_encoding', 'sniff_delimiter', 'read_csv',
            'read_json', 'unnest', 'read_sqlite']
 
-# %% ../../nbs/etl/01_extract.ipynb #ac1db726
+# %% ../../nbs/etl/01_extract.ipynb #683c4474
 import codecs
 import csv
 import json
@@ -15,7 +15,7 @@ import sqlite3
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +26,8 @@ import ibis
 import ibis.expr.datatypes as dt
 import pandas as pd
 import pyarrow as pa
+
+from ..extras import require
 
 # %% ../../nbs/etl/01_extract.ipynb #c3cb196f
 def connect(
@@ -53,6 +55,14 @@ def _store(con: Any, query: str, parameters: Sequence[Any] = ()) -> ibis.Table:
     name = unused_name()
     con.con.execute(f"CREATE TEMP TABLE {name} AS {query}", list(parameters))
     return con.table(name, database=("temp", "main"))
+
+# %% ../../nbs/etl/01_extract.ipynb #73d7c764
+def _number(con: Any, rows: ibis.Table, source: str) -> ibis.Table:
+    "A view of stored rows with `_source` and `_row`, both computed from where a row stands."
+    view, text = unused_name(), source.replace("'", "''")
+    place = "row_number() OVER ()" if "rowid" in map(str.lower, rows.columns) else "rowid + 1"
+    con.con.execute(f"CREATE TEMP VIEW {view} AS SELECT *, '{text}' AS _source, {place} AS _row FROM {rows.get_name()}")
+    return con.table(view, database=("temp", "main"))
 
 # %% ../../nbs/etl/01_extract.ipynb #2671d841
 def store(
@@ -111,68 +121,81 @@ _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM
 _MULTIBYTE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 _HAN = re.compile(rb"[\xa1-\xfe][\xa1-\xfe]")
 
-# %% ../../nbs/etl/01_extract.ipynb #f441c63b
-def _decode_error(path: Path, encoding: str) -> str | None:
-    "None if the whole file decodes, else the first place where it does not."
-    decoder, seen, line = codecs.getincrementaldecoder(encoding)(), 0, 1
-    with open(path, "rb") as file:
+# %% ../../nbs/etl/01_extract.ipynb #9ebb627c
+def _decode_error(path: Path, encoding: str, copy: Path | None = None) -> tuple[str, int] | None:
+    "None if the whole file decodes (`copy` then holds it in UTF-8), else the first place where it does not."
+    decoder, line, start = codecs.getincrementaldecoder(encoding)(), 1, 0
+    with open(path, "rb") as file, open(copy, "wb") if copy else nullcontext() as out:
         while True:
-            chunk = file.read(1 << 20)
+            chunk = file.read(1 << 16)
             try:
-                decoder.decode(chunk, final=not chunk)
+                text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
+                at = error.start - len(error.object) + len(chunk)
                 line += error.object[:error.start].count(b"\n")
-                return f"line {line}, bytes {error.object[error.start:error.start + 4].hex(' ')}"
+                return f"line {line}, bytes {error.object[error.start:error.start + 4].hex(' ')}", start + at
+            if "\0" in text:
+                return f"line {line + text.count(chr(10), 0, text.index(chr(0)))}, a zero byte", start
+            if out:
+                out.write(text.encode())
             if not chunk:
                 return None
-            seen, line = seen + len(chunk), line + chunk.count(b"\n")
+            line, start = line + text.count("\n"), start + len(chunk)
 
-# %% ../../nbs/etl/01_extract.ipynb #474de2b7
+# %% ../../nbs/etl/01_extract.ipynb #c4308479
+def _older_encodings(path: Path, where: str, offset: int) -> list[str]:
+    "Encodings to try on a file that is not UTF-8 from an offset on, the likelier first."
+    with open(path, "rb") as file:
+        file.seek(max(0, offset - (1 << 19)))
+        sample = file.read(1 << 20)
+    if b"\0" in sample:
+        raise ValueError(f"{path}, {where}: it is binary, or UTF-16 without its mark. Save it as UTF-8.")
+    high = sum(byte > 127 for byte in sample)
+    if sum(map(len, _MULTIBYTE.findall(sample))) > 0.5 * high > 0:
+        raise ValueError(f"{path}, {where}: not UTF-8, though the rest of the file is. Repair that line.")
+    return ["gb18030", "cp1252"] if 2 * len(_HAN.findall(sample)) > 0.5 * high else ["cp1252", "gb18030"]
+
+# %% ../../nbs/etl/01_extract.ipynb #0565f3bd
+def _find_encoding(path: Path, copy: Path | None = None) -> str:
+    "The encoding in which the whole file decodes; unless it is plain UTF-8, `copy` then holds it in UTF-8."
+    with open(path, "rb") as file:
+        head = file.read(4)
+    marked = next((name for mark, name in _BOMS.items() if head.startswith(mark)), None)
+    broken = _decode_error(path, marked or "utf-8", copy if marked else None)
+    if broken is None:
+        return marked or "utf-8"
+    if marked:
+        raise ValueError(f"{path}, {broken[0]}: not {marked}, though the file begins with its mark. Export it again.")
+    for name in _older_encodings(path, *broken):
+        if _decode_error(path, name, copy) is None:
+            return name
+    raise ValueError(f"{path}, {broken[0]}: no known encoding (UTF-8, UTF-16, GB18030, cp1252) reads it. "
+                     "Export it as UTF-8, or name its encoding.")
+
+# %% ../../nbs/etl/01_extract.ipynb #d1cc40db
 def sniff_encoding(
     path: str | Path, # text file
 ) -> str: # one of "utf-8", "utf-8-sig", "utf-16", "gb18030", "cp1252"
     "The encoding in which the whole file decodes, judged by marks first and by its bytes last."
-    path = check_file(path)
-    with open(path, "rb") as file:
-        head = file.read(1 << 20)
-    for mark, name in _BOMS.items():
-        if head.startswith(mark):
-            return name
-    if b"\0" in head:
-        raise ValueError(f"{path} holds zero bytes: it is binary, or UTF-16 without its mark. Save it as UTF-8.")
-    broken = _decode_error(path, "utf-8")
-    if broken is None:
-        return "utf-8"
-    high = sum(byte > 127 for byte in head)
-    if sum(map(len, _MULTIBYTE.findall(head))) > 0.5 * high > 0:
-        raise ValueError(f"{path}, {broken}: not UTF-8, though the rest of the file is. Repair that line.")
-    order = ["gb18030", "cp1252"] if 2 * len(_HAN.findall(head)) > 0.5 * high else ["cp1252", "gb18030"]
-    for name in order:
-        if _decode_error(path, name) is None:
-            return name
-    raise ValueError(f"{path}, {broken}: no known encoding (UTF-8, UTF-16, GB18030, cp1252) reads it. "
-                     "Export it as UTF-8, or name its encoding.")
+    return _find_encoding(check_file(path))
 
-# %% ../../nbs/etl/01_extract.ipynb #648965bb
+# %% ../../nbs/etl/01_extract.ipynb #33a0e852
 @contextmanager
 def _as_utf8(path: Path, encoding: str | None) -> Iterator[Path]:
     "The file itself if it is plain UTF-8, else a temporary UTF-8 copy, removed on exit."
-    encoding = encoding or sniff_encoding(path)
+    path = check_file(path)
     try:
-        broken = _decode_error(check_file(path), encoding)
+        "".encode(encoding or "utf-8")
     except LookupError:
-        raise ValueError(f"{encoding!r} is no encoding Python knows; try 'utf-8' or 'gb18030'.") from None
-    if broken:
-        raise ValueError(f"{path}, {broken}: not {encoding}. Leave `encoding` out to have it found.")
-    if codecs.lookup(encoding).name == "utf-8":
-        yield path
-        return
+        raise ValueError(f"{encoding!r} is no text encoding Python knows; try 'utf-8' or 'gb18030'.") from None
     with TemporaryDirectory() as folder:
         copy = Path(folder) / "utf8"
-        with open(path, encoding=encoding, newline="") as source, open(copy, "w", encoding="utf-8", newline="") as out:
-            for block in iter(lambda: source.read(1 << 20), ""):
-                out.write(block)
-        yield copy
+        plain = encoding is not None and codecs.lookup(encoding).name == "utf-8"
+        if encoding is None:
+            plain = _find_encoding(path, copy) == "utf-8"
+        elif broken := _decode_error(path, encoding, None if plain else copy):
+            raise ValueError(f"{path}, {broken[0]}: not {encoding}. Leave `encoding` out to have it found.")
+        yield path if plain else copy
 
 # %% ../../nbs/etl/01_extract.ipynb #b5e5abe9
 def sniff_delimiter(
@@ -185,9 +208,38 @@ def sniff_delimiter(
         return (same if widths and widths[0] > 1 else 0.0), (widths[0] if widths else 0)
     return max(",;\t|", key=fit)
 
-# %% ../../nbs/etl/01_extract.ipynb #71120b7e
+# %% ../../nbs/etl/01_extract.ipynb #4c676b19
+def _quoted(name: str) -> str:
+    "A column's name as SQL wants it."
+    return '"' + name.replace('"', '""') + '"'
+
+def _records(path: Path, text: Path, delimiter: str) -> Iterator[list[str]]:
+    "Records of a UTF-8 file by Python's own parser, whatever its line ends; raises at a quote out of place."
+    limit = csv.field_size_limit(1 << 30)
+    try:
+        with open(text, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            yield from reader
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}. Correct the quotes of that line.") from None
+    finally:
+        csv.field_size_limit(limit)
+
+# %% ../../nbs/etl/01_extract.ipynb #d514e5d2
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    "Refuse a header with a name that is missing, repeats, or is kept for the provenance."
+    if not names:
+        raise ValueError(f"{path}: no header line. The first line must name the columns.")
+    seen = set()
+    for position, name in enumerate(names, 1):
+        if not name or name.lower() in seen | {"_source", "_row"}:
+            said = "has no name" if not name else f"repeats the name {name!r}" if name.lower() in seen else f"is {name!r}"
+            raise ValueError(f"{path}: column {position} of the header {said}. Give each column a name of its own.")
+        seen.add(name.lower())
+
+# %% ../../nbs/etl/01_extract.ipynb #e7a64c09
 def _header(path: Path, text: Path, delimiter: str | None) -> tuple[list[str], str]:
-    "Column names and delimiter of a UTF-8 CSV file; refuses names that are missing or repeat."
+    "Column names and delimiter of a UTF-8 CSV file."
     with open(text, encoding="utf-8-sig", newline="") as file:
         lines = list(islice(file, 200))
     delimiter = delimiter or sniff_delimiter(lines)
@@ -195,12 +247,7 @@ def _header(path: Path, text: Path, delimiter: str | None) -> tuple[list[str], s
         names = [name.strip() for name in next(csv.reader(lines, delimiter=delimiter), [])]
     except csv.Error as error:
         raise ValueError(f"{path}: its first line is no CSV header ({error}). Export it as CSV.") from None
-    for position, name in enumerate(names, 1):
-        if not name or name in names[:position - 1]:
-            said = f"repeats the name {name!r}" if name else "has no name"
-            raise ValueError(f"{path}: column {position} of the header {said}. Give each column a name of its own.")
-    if not names:
-        raise ValueError(f"{path}: no header line. The first line must name the columns.")
+    _check_names(path, names)
     return names, delimiter
 
 # %% ../../nbs/etl/01_extract.ipynb #54ca78b1
@@ -217,7 +264,40 @@ def _refuse_rejects(con: Any, path: Path, tag: str, width: int) -> None:
     raise ValueError("\n".join([f"{path}: {total} line(s) do not fit the header of {width} columns.", *said,
                                 "Correct these lines (a stray delimiter or quote is the usual cause) and run again."]))
 
-# %% ../../nbs/etl/01_extract.ipynb #4a0d77bd
+# %% ../../nbs/etl/01_extract.ipynb #9de57ae1
+def _refuse_loss(rows: ibis.Table, path: Path, text: Path, delimiter: str) -> None:
+    "Raise unless the rows read and the records in the file are equally many."
+    with open(text, "rb") as file:
+        lines = 0
+        while chunk := file.read(1 << 20):
+            lines, last = lines + chunk.count(b"\n"), chunk[-1:]
+    lines, n = lines + (last != b"\n"), rows.count().execute()
+    if n + 1 == lines:
+        return
+    breaks = " + ".join(f"coalesce(length({_quoted(c)}) - length(replace({_quoted(c)}, chr(10), '')), 0)" for c in rows.columns)
+    inside = rows.get_backend().con.execute(f"SELECT coalesce(sum({breaks}), 0) FROM {rows.get_name()}").fetchone()[0]
+    if n + 1 + inside == lines:
+        return
+    found = sum(1 for record in _records(path, text, delimiter) if record or len(rows.columns) == 1) - 1
+    if found != n:
+        raise ValueError(f"{path}: {found} records in the file, but {n} rows could be read. An unclosed quote is the usual "
+                         "cause; `files.salvage_csv` shows the lines.")
+
+# %% ../../nbs/etl/01_extract.ipynb #302cf471
+def _parse_csv(con: Any, path: Path, text: Path, names: list[str], delimiter: str) -> ibis.Table:
+    "Rows of a UTF-8 file, parsed by DuckDB; raises if a line does not fit or rows are missing."
+    tag, columns = uuid.uuid4().hex[:12], {name: "VARCHAR" for name in names}
+    rows = _store(con, "FROM read_csv(?, auto_detect=false, header=true, delim=?, quote='\"', escape='\"', columns=?, "
+                  f"store_rejects=true, rejects_table='e_{tag}', rejects_scan='s_{tag}')", [str(text), delimiter, columns])
+    try:
+        _refuse_rejects(con, path, tag, len(names))
+        _refuse_loss(rows, path, text, delimiter)
+    except ValueError:
+        con.con.execute(f"DROP TABLE {rows.get_name()}")
+        raise
+    return rows
+
+# %% ../../nbs/etl/01_extract.ipynb #b2ab7a0a
 def read_csv(
     con: Any, # connection from `connect`
     path: str | Path, # delimited text file with a header line
@@ -226,16 +306,17 @@ def read_csv(
     source: str | None = None, # name for `_source`, None for the file's name
 ) -> ibis.Table: # every column as text, with `_source` and `_row`
     "Read a delimited file as text; a line that does not fit the header is an error that names it."
-    path, tag = Path(path), uuid.uuid4().hex[:12]
-    with _as_utf8(path, encoding) as text:
+    path = Path(path)
+    with _as_utf8(path, encoding) as text, TemporaryDirectory() as folder:
         names, delimiter = _header(path, text, delimiter)
-        columns = {name: "VARCHAR" for name in names}
-        table = _store(con, "SELECT *, ?::VARCHAR AS _source, row_number() OVER () AS _row FROM read_csv(?, "
-                       "auto_detect=false, header=true, delim=?, quote='\"', escape='\"', columns=?, "
-                       f"store_rejects=true, rejects_table='e_{tag}', rejects_scan='s_{tag}')",
-                       [source or path.name, str(text), delimiter, columns])
-        _refuse_rejects(con, path, tag, len(names))
-    return table
+        try:
+            rows = _parse_csv(con, path, text, names, delimiter)
+        except duckdb.InvalidInputException:                    # two kinds of line ends in one file
+            copy = Path(folder) / "lines"
+            with open(copy, "w", encoding="utf-8", newline="") as out:
+                csv.writer(out, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows(_records(path, text, delimiter))
+            rows = _parse_csv(con, path, copy, names, delimiter)
+    return _number(con, rows, source or path.name)
 
 # %% ../../nbs/etl/01_extract.ipynb #a682bed7
 def _text_type(kind: dt.DataType) -> str:
@@ -257,7 +338,7 @@ def _first_bad_record(text: Path) -> str | None:
                 return f"line {number} is not JSON ({error}): {line.strip()[:60]!r}"
     return None
 
-# %% ../../nbs/etl/01_extract.ipynb #19fcb809
+# %% ../../nbs/etl/01_extract.ipynb #1216ace2
 def read_json(
     con: Any, # connection from `connect`
     path: str | Path, # one JSON object a line, or one JSON array of objects
@@ -275,8 +356,7 @@ def read_json(
             if kinds.names == ["json"]:
                 raise duckdb.InvalidInputException("no JSON object in it")
             columns = {name: _text_type(kind) for name, kind in ibis.Schema.from_pyarrow(kinds).items()}
-            return _store(con, "SELECT *, ?::VARCHAR AS _source, row_number() OVER () AS _row "
-                          f"FROM {scan}, columns=?)", [source or path.name, str(text), columns])
+            return _number(con, _store(con, f"FROM {scan}, columns=?)", [str(text), columns]), source or path.name)
         except duckdb.Error as error:
             where = _first_bad_record(text) if form == "newline_delimited" else None
             raise ValueError(f"{path}: {where or str(error).splitlines()[0]}. Each line must be one whole JSON object; "
@@ -302,48 +382,48 @@ def unnest(
     is_struct = isinstance(items.schema()[column], dt.Struct)
     return items.unpack(column) if is_struct else items
 
-# %% ../../nbs/etl/01_extract.ipynb #38e979f2
-def _text_batches(cursor: sqlite3.Cursor, schema: pa.Schema, source: str, size: int) -> Iterator[pa.RecordBatch]:
-    "Rows of a SQLite cursor as Arrow batches of text, with provenance."
-    done = 0
-    while rows := cursor.fetchmany(size):
-        columns: list[Any] = [list(values) for values in zip(*rows, strict=True)]
-        columns += [[source] * len(rows), range(done + 1, done + len(rows) + 1)]
-        done += len(rows)
-        cells = [pa.array(values, type=field.type) for values, field in zip(columns, schema, strict=True)]
-        yield pa.record_batch(cells, schema=schema)
+# %% ../../nbs/etl/01_extract.ipynb #f9200d94
+def _sound_batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    "Batches without the first row of all; raises if a text is not UTF-8."
+    first = 1
+    for batch in reader:
+        batch.validate(full=True)
+        yield batch.slice(first)
+        first = 0
 
-# %% ../../nbs/etl/01_extract.ipynb #2babf1e9
+# %% ../../nbs/etl/01_extract.ipynb #f0ad7d53
 def _sqlite_columns(database: sqlite3.Connection, path: Path, table: str) -> list[str]:
     "Column names of a SQLite table; says which tables there are if this one is not."
-    names = [row[1] for row in database.execute(f'PRAGMA table_info("{table.replace(chr(34), "")}")')]
+    names = [row[1] for row in database.execute(f'PRAGMA table_info({_quoted(table)})')]
     if not names:
         known = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
         raise ValueError(f"{path} has no table {table!r}. It holds: {', '.join(sorted(known)) or 'no tables'}.")
     return names
 
-# %% ../../nbs/etl/01_extract.ipynb #41c68e2b
+# %% ../../nbs/etl/01_extract.ipynb #6c9c1d41
 def read_sqlite(
     con: Any, # connection from `connect`
     path: str | Path, # SQLite database file, opened for reading only
     table: str, # table or view in it
-    batch: int = 50_000, # rows held in Python at a time
+    batch: int = 20_000, # rows held outside DuckDB at a time
 ) -> ibis.Table: # every column as text, with `_source` ("file/table") and `_row`
     "Copy one table of a SQLite database, a batch of rows at a time."
-    path, view = check_file(path, expected="a SQLite database"), unused_name()
+    path, view, adbc = check_file(path, expected="a SQLite database"), unused_name(), require("adbc_driver_sqlite.dbapi")
     address = f"{path.resolve().as_uri()}?mode=ro"
     try:
-        with closing(sqlite3.connect(address, uri=True, check_same_thread=False)) as database:
+        with closing(sqlite3.connect(address, uri=True)) as database:
             names = _sqlite_columns(database, path, table)
-            schema = pa.schema([*((name, pa.string()) for name in [*names, "_source"]), ("_row", pa.int64())])
-            cells = ", ".join(f'CAST("{name}" AS TEXT)' for name in names)
-            cursor = database.execute(f'SELECT {cells} FROM "{table}"')
-            rows = _text_batches(cursor, schema, f"{path.name}/{table}", batch)
-            con.con.register(view, pa.RecordBatchReader.from_batches(schema, rows))
+        shape = ", ".join(f"'' AS {_quoted(name)}" for name in names)
+        cells = ", ".join(f"CAST({_quoted(name)} AS TEXT)" for name in names)
+        with adbc.connect(address, autocommit=True) as database, database.cursor() as cursor:
+            cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(batch)})
+            cursor.execute(f"SELECT {shape} UNION ALL SELECT {cells} FROM {_quoted(table)}")
+            reader = cursor.fetch_record_batch()
+            con.con.register(view, pa.RecordBatchReader.from_batches(reader.schema, _sound_batches(reader)))
             try:
-                return _store(con, f"SELECT * FROM {view}")
+                return _number(con, _store(con, f"FROM {view}"), f"{path.name}/{table}")
             finally:
                 con.con.unregister(view)
-    except (sqlite3.DatabaseError, duckdb.Error, pa.ArrowException) as error:
+    except (sqlite3.DatabaseError, adbc.Error, duckdb.Error, pa.ArrowException) as error:
         raise ValueError(f"{path}, table {table!r}: {str(error).splitlines()[0]}. "
                          "The file may be damaged or open elsewhere; copy it again.") from None
