@@ -38,8 +38,9 @@ def declared(
     extras = [e for e in info.metadata.get_all("Provides-Extra") or [] if e not in ("all", "dev")]
     return sort_requirements(info.requires or [], extras)
 
-# %% ../nbs/00_extras.ipynb #b78e097a
-_DISTRIBUTIONS = {"sklearn": "scikit-learn", "ibis": "ibis-framework", "PIL": "pillow", "yaml": "pyyaml"}
+# %% ../nbs/00_extras.ipynb #ffc36eaf
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "ibis": "ibis-framework", "bs4": "beautifulsoup4", "crowdkit": "crowd-kit",
+                  "skactiveml": "scikit-activeml", "PIL": "pillow", "yaml": "pyyaml"}
 
 # %% ../nbs/00_extras.ipynb #6445e713
 def advice(

@@ -45,10 +45,11 @@ for part in $missing; do
     packages="$packages $part"
 done
 
-# Debian creates a cluster and starts it when PostgreSQL is installed; a file of three words, read before that, says no.
+# Debian creates a cluster and starts it when PostgreSQL is installed, unless this file says no at that moment.
 switch=/etc/postgresql-common/createcluster.d/bigmodel_nb.conf
 case "$packages" in *postgresql*)
     $sudo mkdir -p "${switch%/*}"
     echo "create_main_cluster = false" | $sudo tee "$switch" >/dev/null
 esac
 $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
+case "$packages" in *postgresql*) $sudo rm -f "$switch"; esac

@@ -13,8 +13,10 @@ import sys
 import time
 import traceback
 from collections import Counter
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
+from itertools import pairwise
 from urllib.parse import urlsplit
 
 import pandas as pd
@@ -24,6 +26,7 @@ from web_server import Reply, Web
 for module in ("duckdb", "ibis", "httpx", "bs4", "lxml", "protego"):
     pytest.importorskip(module)
 
+from bs4 import BeautifulSoup  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
@@ -40,7 +43,7 @@ from bigmodel_nb.etl.crawl import (  # noqa: E402
 from bigmodel_nb.etl.extract import connect  # noqa: E402
 from bigmodel_nb.etl.http import Pace, Patience, decode, normalize_url  # noqa: E402
 
-QUICK = Patience(tries=4, timeout=2, base=0.01, total=20)
+QUICK = Patience(tries=4, timeout=5, base=0.01, total=20)
 posix = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
 
 
@@ -77,7 +80,7 @@ def shop(web: Web, rows: list[dict], size: int = 10) -> None:
         return Reply(json.dumps({"data": cut}), kind="application/json", **more)
 
     web.routes["/number"] = web.routes["/url"] = lambda query: page(int(query.get("page", 1)))
-    web.routes["/offset"] = lambda query: page(int(query.get("offset", 0)) // size + 1)
+    web.routes["/offset"] = lambda query: Reply(json.dumps({"data": rows[int(query.get("offset", 0)) :][:size]}))
     web.routes["/cursor"] = lambda query: page(int(query.get("cursor", "c1")[1:]))
     web.routes["/link"] = linked
 
@@ -149,12 +152,13 @@ def test_second_run_transfers_what_changed(web, way):
 
 def test_retry_after_is_kept_in_both_forms(web):
     shop(web, rows_of(5))
-    soon = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
-    for header, least in (("1", 1.0), (soon, 0.5)):  # a date is cut to whole seconds, so at least one of two remains
+    for form in ("seconds", "date"):
         web.log.clear()
-        web.faults["/cursor"] = [Reply("", 429, Retry_After=header)]
+        soon = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
+        web.faults["/cursor"] = [Reply("", 429, Retry_After="1" if form == "seconds" else soon)]
         read(connect(), apis(web)["cursor"])
-        assert web.log[1].at - web.log[0].at >= least
+        # a date is cut to whole seconds, and some time passes before it is served
+        assert web.log[1].at - web.log[0].at >= (1.0 if form == "seconds" else 0.3)
 
 
 def test_the_rate_holds_on_the_servers_clock(web):
@@ -216,6 +220,25 @@ def test_drift_can_be_accepted(web):
     assert frame["tax"].tolist()[-1] == "2" and frame["id"].tolist()[-1] == "x" and frame["tax"].isna().sum() == 10
 
 
+def test_names_that_make_no_columns(web):
+    for record in ('{"id": 1, "ID": 2}', '{"": 1}', '{"a": [{"id": 1}, {"Id": 2}]}'):
+        web.routes["/odd"] = Reply(f"[{record}]", kind="application/json")
+        with pytest.raises(ValueError, match="make no table"):
+            read(connect(), Api("odd", f"{web.home}/odd", by_link))
+    web.routes["/odd"] = Reply('[{"a b": {"VARCHAR": [1.10, null]}, "c": [], "d": {}, "é\\"": true}]')
+    frame = read(connect(), Api("odd", f"{web.home}/odd", by_link)).to_pandas()
+    assert frame.columns.tolist() == ["a b", "c", "d", 'é"', "_source", "_row"]
+    assert list(frame["a b"][0]["VARCHAR"]) == ["1.10", None] and frame['é"'][0] == "true"
+
+
+def test_not_modified_without_being_asked(web, tmp_path):
+    web.routes["/"] = Reply("", 304)
+    with pytest.raises(ValueError, match="page 1: status 304"):
+        read(connect(), Api("odd", f"{web.home}/", by_link))
+    go(tmp_path / "c.db", web)
+    assert kept(tmp_path / "c.db")["/"][3] == "status 304"
+
+
 def test_a_broken_walk_goes_on(web):
     shop(web, rows_of(57))
     con, api = connect(), apis(web)["link"]
@@ -261,20 +284,18 @@ from bigmodel_nb.etl.api import Api, by_cursor, read_api
 from bigmodel_nb.etl.extract import connect
 from bigmodel_nb.etl.http import Pace
 con = connect(sys.argv[1])
-print("ready", flush=True)
 read_api(con, Api("shop", sys.argv[2] + "/cursor", by_cursor(), "data"), whole=sys.argv[3] == "whole", pace=Pace(gap=0.01))
 """
 
 
-def killed(code: str, *arguments: str, after: float) -> bool:
-    "Run a child and kill it `after` seconds past its word that it is ready; whether it had to be killed."
-    child = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
-    assert child.stdout.readline().strip() == "ready"
-    try:
-        child.wait(after)
-    except subprocess.TimeoutExpired:
+def killed(code: str, *arguments: str, web: Web, requests: int) -> bool:
+    "Run a child and kill it once the server has had so many more requests; whether it had to be killed."
+    enough = len(web.log) + requests
+    with subprocess.Popen([sys.executable, "-c", code, *arguments]) as child:
+        while len(web.log) < enough and child.poll() is None:
+            time.sleep(0.002)
         child.send_signal(signal.SIGKILL)
-    return child.wait() == -signal.SIGKILL
+    return child.returncode == -signal.SIGKILL
 
 
 @posix
@@ -282,7 +303,7 @@ def killed(code: str, *arguments: str, after: float) -> bool:
 def test_an_api_run_killed_leaves_whole_pages(web, tmp_path, mode):
     shop(web, rows_of(300))
     database = tmp_path / "a.duckdb"
-    assert killed(API_CHILD, str(database), web.home, mode, after=0.35)
+    assert killed(API_CHILD, str(database), web.home, mode, web=web, requests=12)
     con, before = connect(database), web.counts()
     kept = con.table("api_shop_records").count().execute() if "api_shop_records" in con.list_tables() else 0
     assert kept % 10 == 0 and (kept == 0 if mode == "whole" else 0 < kept < 300)
@@ -307,7 +328,7 @@ def go(path, web, *starts, delay=0.0, bounds=None, patience=PATIENCE):
 
 def kept(path, columns="status, title, text, problem") -> dict:
     "Stored pages by path and query."
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db:
         rows = db.execute(f"SELECT url, {columns} FROM pages").fetchall()
     return {re.sub(r"^http://[^/]*", "", row[0]): row[1:] for row in rows}
 
@@ -343,11 +364,11 @@ def test_allowed_pages_once_and_closed_never(web, tmp_path, seed):
     assert {request.headers["user-agent"] for request in web.log} == {"bookworm/1.0 (test)"}
     stored = kept(tmp_path / "c.db")
     assert stored.keys() == reach and all(row[:2] == (200, path) for path, row in stored.items())
-    assert report["addresses"].sum() == sqlite3.connect(tmp_path / "c.db").execute("SELECT count(*) FROM frontier").fetchone()[0]
+    assert report["state"].isin(["done", "skipped"]).all() and report.query("reason == 'robots.txt'")["addresses"].sum() > 0
 
 
 ROBOTS = {
-    "our own group before the one for all": ("User-agent: *\nDisallow: /\nUser-agent: bookworm\nDisallow: /b\n", {"/a.pdf", "/c"}),
+    "our own group first": ("User-agent: *\nDisallow: /\nUser-agent: bookworm\nDisallow: /b\n", {"/a.pdf", "/c"}),
     "wildcard and end": ("User-agent: *\nDisallow: /*.pdf$\nDisallow: /c*x\n", {"/b", "/c"}),
     "longest match": ("User-agent: *\nDisallow: /\nAllow: /c\nAllow: /$\n", {"/c"}),
     "not a robots.txt": ("<html><body>Welcome", {"/a.pdf", "/b", "/c"}),
@@ -383,14 +404,14 @@ def test_robots_hanging_refuses(web, tmp_path):
 
 @pytest.mark.parametrize("ours, theirs", [(0.05, None), (0.0, 0.05), (0.05, 0.01)])
 def test_the_delay_is_kept(web, tmp_path, ours, theirs):
-    random_site(web, n=16)
+    random_site(web, n=30)
     if theirs:
         web.routes["/robots.txt"] = Reply(f"User-agent: *\nCrawl-delay: {theirs}\n")
     web.faults["/open/1"] = [Reply("", 500)]  # a second attempt waits too
     go(tmp_path / "c.db", web, delay=ours)
     times = [request.at for request in web.log]
-    gaps = [after - before for before, after in zip(times, times[1:])]
-    assert len(gaps) >= 8 and min(gaps[1:]) >= max(ours, theirs or 0)  # the first gap follows robots.txt, still unread
+    gaps = [after - before for before, after in pairwise(times)]
+    assert len(gaps) >= 8 and min(gaps) >= max(ours, theirs or 0)
 
 
 def test_retry_after_of_a_page(web, tmp_path):
@@ -431,9 +452,9 @@ def test_traps_end(web, tmp_path):
     }
     plain = web.reply
     web.reply = lambda path: Reply(links("x/", "y/")) if path.startswith("/deep/") else plain(path)
-    report = go(tmp_path / "c.db", web, bounds=Bounds(depth=50, pages=300, alike=40))
+    report = go(tmp_path / "c.db", web, bounds=Bounds(depth=50, pages=120, alike=40))
     asked = pages_asked(web)
-    assert sum("/cal" in path for path in asked) == 40 and asked["/real"] == 1 and asked.total() <= 300
+    assert sum("/cal" in path for path in asked) == 40 and asked["/real"] == 1 and asked.total() <= 120
     assert max(map(len, asked)) <= 500 and all(path.count("x/") <= 3 for path in asked if "deep" in path)
     assert {"more than 40 alike", "a step repeats more than 3 times"} <= set(report["reason"])
 
@@ -539,7 +560,6 @@ CRAWL_CHILD = """
 import sys
 from bigmodel_nb.etl.crawl import crawl
 from bigmodel_nb.etl.http import Patience
-print("ready", flush=True)
 crawl(sys.argv[1], [sys.argv[2] + "/"], "bookworm/1.0 (test)", 0.01, None, Patience(tries=3, timeout=5, limit=300_000))
 """
 
@@ -548,11 +568,11 @@ crawl(sys.argv[1], [sys.argv[2] + "/"], "bookworm/1.0 (test)", 0.01, None, Patie
 def test_a_killed_crawl_goes_on(web, tmp_path):
     rng, reach = random.Random(0), random_site(web, n=90)
     kills = 0
-    while kills < 4 and killed(CRAWL_CHILD, str(tmp_path / "c.db"), web.home, after=rng.uniform(0.2, 0.4)):
+    while kills < 3 and killed(CRAWL_CHILD, str(tmp_path / "c.db"), web.home, web=web, requests=rng.randint(2, 12)):
         kills += 1
         stored = kept(tmp_path / "c.db", "title, text") if (tmp_path / "c.db").exists() else {}
         assert all(title == path and path in text for path, (title, text) in stored.items())  # whole pages only
-    assert kills >= 2
+    assert kills == 3
     go(tmp_path / "c.db", web)
     asked = pages_asked(web)
     assert asked.keys() == reach == kept(tmp_path / "c.db").keys()
@@ -572,8 +592,8 @@ def test_two_crawls_of_one_file(web, tmp_path):
             return Reply("<title>x")
 
     web.reply = reply
-    go(tmp_path / "c.db", web)
-    assert len(caught) == 1 and "Another crawl holds this file" in caught[0]
+    go(tmp_path / "c.db", web, patience=QUICK)
+    assert len(caught) == 1 and "Another crawl has this file open" in caught[0]
     assert kept(tmp_path / "c.db")["/"][1] == "x"
 
 
@@ -608,21 +628,45 @@ def test_pages_and_tables_with_provenance(web, tmp_path):
 
 # --- properties -----------------------------------------------------------------------------------------------------
 
-CELLS = st.tuples(st.sampled_from(["a", "b", "7"]), st.integers(1, 3), st.integers(1, 3))
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_spans_give_back_the_tiling_they_came_from(height, width, rng):
+    grid: list[list[str | None]] = [[None] * width for _ in range(height)]
+    html = "<table>"
+    for y in range(height):
+        html += "<tr>"
+        for x in range(width):
+            if grid[y][x] is None:
+                free = next((n for n in range(x, width) if grid[y][n] is not None), width) - x
+                down, across = rng.randint(1, height - y), rng.randint(1, free)
+                for line in grid[y : y + down]:
+                    line[x : x + across] = [f"{y}.{x}"] * across
+                html += f"<td rowspan={down} colspan={across}>{y}.{x}"
+    assert html_tables(BeautifulSoup(html + "</table>", "lxml"))[0][0]["rows"] == grid
+    pandas = pd.read_html(io.StringIO(html + "</table>"), converters={n: str for n in range(width)})[0]
+    assert pandas.to_numpy().tolist() == grid
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(CELLS, min_size=1, max_size=4), min_size=1, max_size=5))
-def test_spans_agree_with_pandas(rows):
-    cells = "".join("<tr>" + "".join(f"<td rowspan={r} colspan={c}>{t}</td>" for t, r, c in row) + "</tr>" for row in rows)
-    import bs4
+@pytest.mark.filterwarnings("error")
+def test_odd_documents_are_quiet():
+    xhtml = b'<?xml version="1.0" encoding="gb2312"?><html xmlns="http://www.w3.org/1999/xhtml"><p>' + "床".encode("gb18030")
+    feed = b"<?xml version='1.0'?><rss><channel><title>T</title></channel></rss>"
+    assert parse_page(xhtml, "http://h.example/").text == "床"
+    for body in (feed, b"http://h.example/", b"file.html", b"", b"\xff\xfe", b"<p>" * 20_000, b"<table>" * 200):
+        assert parse_page(body, "http://h.example/").links == []
 
-    html = f"<table>{cells}</table>"
-    ours = html_tables(bs4.BeautifulSoup(html, "lxml"))[0][0]["rows"]
-    pandas = pd.read_html(io.StringIO(html), converters={n: str for n in range(60)}, keep_default_na=False)[0]
-    theirs = pandas.astype(object).where(pandas.notna(), "").to_numpy().tolist()
-    ours = [[cell or "" for cell in row] for row in ours]
-    assert ours == theirs[: len(ours)]
+
+def test_spans_that_leave_holes_or_overlap():
+    def rows(cells):
+        return html_tables(BeautifulSoup(f"<table>{cells}</table>", "lxml"))[0][0]["rows"]
+
+    # pandas.read_html closes the gap and moves b to the left; a browser does not
+    assert rows("<tr><td>a<td>a<td rowspan=2>b</tr><tr><td>c</tr>") == [["a", "a", "b"], ["c", None, "b"]]
+    assert rows("<tr><td>a<td rowspan=0>b</tr><tr><td>c</tr>") == [["a", "b"], ["c", "b"]]
+    assert rows("<tr><td>a<td rowspan=9>b</tr><tr><td colspan=x>c</tr>") == [["a", "b"], ["c", "b"]]
+    assert rows("<tr><th>a</tr><tr><th>b</tr>") == [["b"]]  # nothing but headings: only the first names the column
+    assert rows("<thead><tr><th rowspan=5>h</tr></thead><tr><td>1</tr>") == [["1"]]
 
 
 @settings(max_examples=150, deadline=None)
@@ -637,7 +681,7 @@ def test_any_bytes_make_a_page(body):
         assert "http://h.example/" in str(error)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.text(max_size=60) | st.text("abAZ09/.?&=#%;:@[]~ é医", max_size=60).map("http://h.example/".__add__))
 def test_one_form_is_a_fixed_point(text):
     form = normalize_url(text, "http://h.example/a/b")

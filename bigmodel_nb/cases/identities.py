@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'STUDY', 'Record', 'draw_names', 'draw_addresses', 'households', 'draw_people', 'draw_index_dates',
-           'draw_birth_dates', 'invent_record']
+           'draw_birth_dates', 'invent_patients', 'invent_record']
 
 # %% ../../nbs/cases/00_identities.ipynb #d494c58e
 from typing import NamedTuple
@@ -119,7 +119,22 @@ def _dated(
     date = table["id"].map(index_date) + pd.to_timedelta(table["days"], unit="D")
     return pd.DataFrame({"person": table["id"], "date": date, **{column: table[column] for column in columns}})
 
-# %% ../../nbs/cases/00_identities.ipynb #2a899562
+# %% ../../nbs/cases/00_identities.ipynb #8b661ec7
+def invent_patients(
+    real: pd.DataFrame, # rows of the published table of patients
+    rng: np.random.Generator, # source of randomness
+) -> pd.DataFrame: # the same people, one row each, with names, addresses and dates
+    "Give people of the published record an identity."
+    index_date = draw_index_dates(real["futime"].to_numpy(), rng)
+    birth_date = draw_birth_dates(index_date, real["age"].to_numpy(), rng)
+    people = draw_people(len(real), rng)
+    return pd.DataFrame({
+        "person": real["id"], **people[["given_name", "family_name"]], "birth_date": birth_date,
+        "sex": np.where(real["male"] == 1, "M", "F"), **people[["street", "suburb", "postcode", "phone"]],
+        "weight_kg": real["weight"], "height_cm": real["height"], "index_date": index_date,
+        "last_seen": index_date + pd.to_timedelta(real["futime"], unit="D"), "died": real["status"] == 1})
+
+# %% ../../nbs/cases/00_identities.ipynb #6906c29b
 def invent_record(
     seed: int = 0, # the same seed gives the same people
     n_patients: int | None = None, # how many patients to sample, None for all
@@ -130,15 +145,8 @@ def invent_record(
         if not 1 <= n_patients <= len(real):
             raise ValueError(f"n_patients is {n_patients}; the record holds 1 to {len(real)} patients")
         real = real.sample(n_patients, random_state=rng).sort_values("id", ignore_index=True)
-    index_date = draw_index_dates(real["futime"].to_numpy(), rng)
-    birth_date = draw_birth_dates(index_date, real["age"].to_numpy(), rng)
-    people = draw_people(len(real), rng)
-    patients = pd.DataFrame({
-        "person": real["id"], **people[["given_name", "family_name"]], "birth_date": birth_date,
-        "sex": np.where(real["male"] == 1, "M", "F"), **people[["street", "suburb", "postcode", "phone"]],
-        "weight_kg": real["weight"], "height_cm": real["height"], "index_date": index_date,
-        "last_seen": index_date + pd.to_timedelta(real["futime"], unit="D"), "died": real["status"] == 1})
-    dates = index_date.set_axis(real["id"])
+    patients = invent_patients(real, rng)
+    dates = patients.set_index("person")["index_date"]
     measurements = _dated(load("nafld_measurements"), dates, ["test", "value"])
     measurements["unit"] = measurements["test"].map(UNITS)
     return Record(patients, measurements, _dated(load("nafld_events"), dates, ["event"]))

@@ -310,7 +310,16 @@ def _walk(raw: Any, api: Api, ask: Callable[..., Answer], whole: bool, drift: bo
         if not whole:
             raw.commit().begin()
 
-# %% ../../nbs/etl/05_api.ipynb #9b4dcca1
+# %% ../../nbs/etl/05_api.ipynb #e310765d
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    "The fields of an object; refuses names that are empty or differ in case only, which SQL cannot tell apart."
+    lower = [name.lower() for name, _ in pairs]
+    clash = sorted(name for name, _ in pairs if not name or lower.count(name.lower()) > 1)
+    if clash:
+        raise ValueError(f"the fields {', '.join(map(repr, clash))} cannot be columns of one table")
+    return dict(pairs)
+
+# %% ../../nbs/etl/05_api.ipynb #40502800
 def _typed(con: Any, api: Api) -> ibis.Table:
     "The stored records as a table: leaves as text, nesting kept, with provenance."
     shape = con.con.execute(f"SELECT json_group_structure(record::JSON) FROM api_{api.name}_records").fetchone()[0]
@@ -318,12 +327,13 @@ def _typed(con: Any, api: Api) -> ibis.Table:
     cells = "unnest(json_transform(r.record::JSON, ?))" if shape else "r.record"
     name = unused_name()
     try:
+        json.loads(shape or "{}", object_pairs_hook=_distinct)
         con.con.execute(f"CREATE TEMP TABLE {name} AS SELECT {cells}, p.url AS _source, r.place AS _row "
                         f"FROM api_{api.name}_records r JOIN api_{api.name}_pages p USING (page) ORDER BY page, place",
                         [text] if shape else [])
-    except duckdb.Error as error:
-        raise ValueError(f"API {api.name!r}: the records make no table ({str(error).splitlines()[0]}). Two fields whose "
-                         f"names differ in case only are the usual cause; see table api_{api.name}_records.") from None
+    except (ValueError, duckdb.Error) as error:
+        raise ValueError(f"API {api.name!r}: the records make no table: {str(error).splitlines()[0]}. They are kept as they "
+                         f"came in api_{api.name}_records.") from None
     return con.table(name, database=("temp", "main"))
 
 # %% ../../nbs/etl/05_api.ipynb #3810cf6b

@@ -41,10 +41,10 @@ def ngram_fingerprint(
     letters = re.sub(r"[\W_]", "", _plain(text))
     return "".join(sorted({letters[at:at + size] for at in range(max(len(letters) - size + 1, 1))}))
 
-# %% ../../nbs/etl/10_categories.ipynb #8c4efae1
+# %% ../../nbs/etl/10_categories.ipynb #34fc9792
 def _marks(text: str) -> tuple[str, ...]:
     "What must not differ between two spellings of one word: numbers, signs and symbols."
-    return tuple(re.findall(r"\d+|(?<!\w)-(?=\d)|[^\w\s.,;:'\"()\[\]/&\u3001\u3002-]", text))
+    return tuple(re.findall(r"\d+|(?<!\w)-(?=\d)|[^\w\s.,;:'\"()\[\]/&\u2010-\u201d\u3001\u3002-]", text))
 
 # %% ../../nbs/etl/10_categories.ipynb #0bf46fd7
 def _collisions(rows: "pd.Series[int]") -> dict[str, tuple[str, str]]:

@@ -316,13 +316,15 @@ def map_codes(
     changes = _record(table, "map_codes", column, cell.isin([value for value, _ in repaired]), cell, after, reason)
     return table.mutate(**{column: after}), changes
 
-# %% ../../nbs/etl/09_clean.ipynb #bca00d7d
+# %% ../../nbs/etl/09_clean.ipynb #97393e2a
 def drop_duplicates(
     table: ibis.Table, # table with provenance
     on: Sequence[str], # columns that together name one thing
 ) -> tuple[ibis.Table, ibis.Table]: # the first row of each key; the rows dropped
     "Keep the first row of each key; a key with an empty part is never a duplicate."
     _needs(table, *on)
+    often = table.group_by(on).aggregate(_n=table.count())
+    every, table = table, table.semi_join(often.filter(often._n > 1).drop("_n"), list(on))
     same = ibis.window(group_by=list(on), order_by=["_source", "_row"])
     whole = reduce(lambda a, b: a & b, (table[name].notnull() for name in on))
     values = [name for name in table.columns if name not in on and not name.startswith("_")]
@@ -333,7 +335,7 @@ def drop_duplicates(
     marked = table.mutate(_again=(ibis.row_number().over(same) > 0) & whole, _reason=reason, _kept=kept)
     key = reduce(lambda a, b: a + " / " + b, (marked[name].cast("string") for name in on))
     changes = _record(marked, "drop_duplicates", " + ".join(on), marked._again, key, marked._kept, marked._reason)
-    return marked.filter(~marked._again).drop("_again", "_reason", "_kept"), changes
+    return every.anti_join(marked.filter(marked._again), ["_source", "_row"]), changes
 
 # %% ../../nbs/etl/09_clean.ipynb #28534d45
 SLIPS = {"ten times too high": 10.0, "ten times too low": 0.1, "hundred times too high": 100.0,

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['html_tables', 'main_text', 'Parsed', 'parse_page', 'parse_sitemap', 'Bounds', 'crawl', 'read_pages', 'read_tables']
 
-# %% ../../nbs/etl/06_crawl.ipynb #2daa3921
+# %% ../../nbs/etl/06_crawl.ipynb #e1d7c08f
 import gzip
 import hashlib
 import io
 import json
+import re
 import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -30,7 +31,7 @@ def _span(cell: Any, name: str, most: int) -> int:
     text = str(cell.get(name, "1")).strip()
     return min(int(text) or most, most) if text.isascii() and text.isdigit() else 1
 
-# %% ../../nbs/etl/06_crawl.ipynb #ae57a3b9
+# %% ../../nbs/etl/06_crawl.ipynb #736abd91
 def _grid(table: Any) -> tuple[list[list[str | None]], int]:
     "The cells of a table with each span spread out, and how many rows at the top are headings."
     rows = [row for row in table.find_all("tr") if row.find_parent("table") is table]
@@ -51,17 +52,16 @@ def _grid(table: Any) -> tuple[list[list[str | None]], int]:
             column += across
     heads = [row.find_parent("thead") is not None or not row.find("td", recursive=False) for row in rows]
     width = max((max(line, default=-1) + 1 for line in grid), default=0)
-    return [[line.get(n) for n in range(width)] for line in grid], (heads + [False]).index(False)
+    return [[line.get(n) for n in range(width)] for line in grid], [*heads, False].index(False) if not all(heads) else 1
 
-# %% ../../nbs/etl/06_crawl.ipynb #0a87c6a0
+# %% ../../nbs/etl/06_crawl.ipynb #05bd929b
 def _named(grid: Sequence[Sequence[str | None]], heads: int) -> list[str]:
     "One name for each column: its headings from top to bottom, made unique."
     names: list[str] = []
-    for n in range(len(grid[0]) if grid else 0):
+    for n in range(len(grid[0])):
         parts = list(dict.fromkeys(row[n] for row in grid[:heads] if row[n]))
         name = " / ".join(str(part) for part in parts).lstrip("_") or f"column_{n + 1}"
-        taken = {known.casefold() for known in names}
-        tries = (name if k == 1 else f"{name} ({k})" for k in range(1, len(names) + 2))
+        tries, taken = [name, *(f"{name} ({k})" for k in range(2, len(names) + 2))], {known.casefold() for known in names}
         names.append(next(each for each in tries if each.casefold() not in taken))
     return names
 
@@ -85,13 +85,13 @@ def html_tables(
                           "names": _named(grid, heads), "rows": grid[heads:]})
     return found, problems
 
-# %% ../../nbs/etl/06_crawl.ipynb #a3df1dad
+# %% ../../nbs/etl/06_crawl.ipynb #6ea1a283
 _CHROME = ("script", "style", "noscript", "template", "svg", "nav", "header", "footer", "aside", "form", "button",
            "iframe", "select", "[hidden]", "[role=navigation]", "[role=banner]", "[role=contentinfo]", "[aria-hidden=true]")
 _BLOCKS = ("p", "div", "li", "tr", "table", "h1", "h2", "h3", "h4", "h5", "h6", "section", "article", "blockquote",
-           "pre", "dt", "dd", "ul", "ol", "figure", "figcaption")
+           "pre", "dt", "dd", "ul", "ol", "td", "th")
 
-# %% ../../nbs/etl/06_crawl.ipynb #4ce821f4
+# %% ../../nbs/etl/06_crawl.ipynb #a21943d3
 def main_text(
     soup: Any, # parsed page (BeautifulSoup); it is changed
 ) -> str: # lines of text, a line for each block
@@ -99,25 +99,26 @@ def main_text(
     for part in soup.select(", ".join(_CHROME)):
         part.decompose()
     articles = soup.find_all("article")
-    body = soup.find("main") or soup.find(attrs={"role": "main"}) or (articles[0] if len(articles) == 1 else None)
-    body = body or soup.body or soup
-    for block in body.find_all(["ul", "ol", "div", "table"]):
+    body = soup.find("main") or soup.find(attrs={"role": "main"}) or (articles[0] if len(articles) == 1 else soup.body) or soup
+    for block in body.find_all(["ul", "ol", "div", "table"], limit=500):
         links = [] if block.decomposed else block.find_all("a")
         linked = sum(len(link.get_text(strip=True)) for link in links)
         if len(links) >= 4 and linked > 0.7 * len(block.get_text(strip=True)):
             block.decompose()
-    for block in body.find_all(_BLOCKS):
-        block.insert_before("\n")
-        block.append("\n")
-    for cell in body.find_all(["td", "th"]):
-        cell.append(" ")
-    return "\n".join(line for raw in body.get_text().splitlines() if (line := " ".join(raw.split())))
+    parts, last = [], body
+    for text in body.strings:
+        block = text.parent
+        while block is not body and block.name not in _BLOCKS:
+            block = block.parent
+        cells = block.name == last.name == "td" and block.parent is last.parent
+        parts += ["" if block is last else " " if cells else "\n", text]
+        last = block
+    return "\n".join(line for raw in "".join(parts).splitlines() if (line := " ".join(raw.split())))
 
-# %% ../../nbs/etl/06_crawl.ipynb #43086b66
+# %% ../../nbs/etl/06_crawl.ipynb #335bdc45
 def _links(soup: Any, url: str, encoding: str) -> tuple[list[str], str | None, set[str]]:
     "Addresses to follow, the canonical address, and the page's orders to robots."
-    base = soup.find("base", href=True)
-    base = urljoin(url, base["href"].strip()) if base else url
+    base = urljoin(url, str((soup.find("base", href=True) or {"href": ""})["href"]).strip())
     metas = [meta for meta in soup.find_all("meta") if str(meta.get("name", "")).lower() == "robots"]
     orders = {word.strip().lower() for meta in metas for word in str(meta.get("content", "")).split(",")}
     tags = [tag["href"] for tag in soup.find_all(["a", "area"], href=True)
@@ -143,7 +144,7 @@ class Parsed(NamedTuple):
     encoding: str
     problem: str
 
-# %% ../../nbs/etl/06_crawl.ipynb #abc70227
+# %% ../../nbs/etl/06_crawl.ipynb #405b1a36
 def parse_page(
     body: bytes, # HTML as it came
     url: str, # its address, for relative links
@@ -152,7 +153,8 @@ def parse_page(
 ) -> Parsed: # empty title, text and tables where the page does not want to be kept
     "Title, main text, links and tables of a page, however broken its HTML."
     text, encoding = decode(body, content_type)
-    soup = require("bs4").BeautifulSoup(text.encode("utf-8", "replace"), "lxml", from_encoding="utf-8")
+    html = "\n" + re.sub(r"^\s*<\?xml[^>]*>", "", text)      # else Beautiful Soup wonders whether we meant XML, or a URL
+    soup = require("bs4").BeautifulSoup(html.encode("utf-8", "replace"), "lxml", from_encoding="utf-8")
     for line in soup.find_all("br"):
         line.replace_with("\n")
     links, canonical, orders = _links(soup, url, encoding)
@@ -162,11 +164,10 @@ def parse_page(
         return Parsed("", "", links, canonical, [], encoding, "noindex: asked not to be kept")
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
     tables, problems = html_tables(soup)
-    replaced = text.count("\ufffd")
-    problems += [f"{replaced} characters unreadable as {encoding}"] if replaced else []
+    problems += [f"{text.count(chr(0xfffd))} characters unreadable as {encoding}"] if "\ufffd" in text else []
     return Parsed(title, main_text(soup), links, canonical, tables, encoding, "; ".join(problems))
 
-# %% ../../nbs/etl/06_crawl.ipynb #81809cca
+# %% ../../nbs/etl/06_crawl.ipynb #6b253283
 def parse_sitemap(
     body: bytes, # sitemap or sitemap index, gzip or not
     url: str, # its address
@@ -180,7 +181,10 @@ def parse_sitemap(
         except (OSError, EOFError) as error:
             raise ValueError(f"{url} is no readable gzip file: {error}") from None
     etree = require("lxml.etree")
-    root = etree.fromstring(body.strip(), etree.XMLParser(recover=True, resolve_entities=False, no_network=True))
+    try:
+        root = etree.fromstring(body.strip(), etree.XMLParser(recover=True, resolve_entities=False, no_network=True))
+    except etree.XMLSyntaxError:
+        root = None
     if root is None:
         raise ValueError(f"{url} is no XML. A sitemap must be.")
     found: dict[str, list[str]] = {"url": [], "sitemap": []}
@@ -190,35 +194,34 @@ def parse_sitemap(
             found[kind].append(address)
     return found["url"], found["sitemap"]
 
-# %% ../../nbs/etl/06_crawl.ipynb #fedcf08a
+# %% ../../nbs/etl/06_crawl.ipynb #a78009f2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS frontier (url TEXT PRIMARY KEY, host TEXT, kind TEXT, depth INTEGER, state TEXT, reason TEXT,
     found_on TEXT, shape TEXT);
 CREATE INDEX IF NOT EXISTS next_up ON frontier (host, kind, depth) WHERE state IN ('waiting', 'stale');
-CREATE INDEX IF NOT EXISTS alike ON frontier (shape);
+CREATE INDEX IF NOT EXISTS alike ON frontier (shape) WHERE state != 'skipped';
 CREATE TABLE IF NOT EXISTS page (url TEXT PRIMARY KEY, kind TEXT, status INTEGER, fetched_at TEXT, etag TEXT,
     modified TEXT, content_type TEXT, encoding TEXT, title TEXT, text TEXT, hash TEXT, canonical TEXT, bytes INTEGER,
     problem TEXT);
-CREATE TABLE IF NOT EXISTS html_table (url TEXT, number INTEGER, caption TEXT, names TEXT, cells TEXT,
-    PRIMARY KEY (url, number));
+CREATE INDEX IF NOT EXISTS used ON page (kind);
+CREATE TABLE IF NOT EXISTS html_table (url TEXT, number INTEGER, caption TEXT, names TEXT, cells TEXT, PRIMARY KEY (url, number));
 CREATE VIEW IF NOT EXISTS pages AS SELECT url, status, fetched_at, title, text, hash, canonical, content_type, encoding,
     bytes, ltrim(reason || '; ' || problem, '; ') AS problem FROM page JOIN frontier USING (url)
     WHERE page.kind = 'page' ORDER BY url;
 """
 
-# %% ../../nbs/etl/06_crawl.ipynb #5d64f0aa
+# %% ../../nbs/etl/06_crawl.ipynb #614e43f4
 def _open(path: str | Path) -> sqlite3.Connection:
     "Open the crawl's file for this process alone, and put back what an earlier run had deferred."
     db = sqlite3.connect(path, isolation_level=None, timeout=1)
     try:
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
         db.executescript("BEGIN EXCLUSIVE;" + _SCHEMA + "COMMIT;")
         db.execute("UPDATE frontier SET state = 'waiting', reason = '' WHERE state = 'deferred'")
     except sqlite3.DatabaseError as error:
         db.close()
-        raise ValueError(f"{path}: {error}. Another crawl holds this file, or it is no crawl; wait, or name another "
-                         "file.") from None
+        raise ValueError(f"{path}: {error}. Another crawl has this file open, or it is no crawl; wait or name another.") from None
     return db
 
 # %% ../../nbs/etl/06_crawl.ipynb #603ddff5
@@ -252,7 +255,7 @@ class Bounds:
             return f"longer than {self.length} letters"
         return "a step repeats more than 3 times" if any(steps.count(step) > 3 for step in set(steps)) else ""
 
-# %% ../../nbs/etl/06_crawl.ipynb #5557006d
+# %% ../../nbs/etl/06_crawl.ipynb #53235e50
 def _add(db: sqlite3.Connection, urls: Iterable[str], found_on: str, depth: int, hosts: set[str], bounds: Bounds,
          kind: str = "page", listed: bool = False) -> None:
     "Put addresses not met before into the frontier, waiting or skipped with the reason."
@@ -260,7 +263,7 @@ def _add(db: sqlite3.Connection, urls: Iterable[str], found_on: str, depth: int,
         if db.execute("SELECT 1 FROM frontier WHERE url = ?", [url]).fetchone():
             continue
         parts = urlsplit(url)
-        shape = "".join("0" if letter.isdigit() else letter for letter in f"{parts.netloc}{parts.path}?{parts.query}")
+        shape = parts.netloc + re.sub(r"[-+]?\d+", "0", f"{parts.path}?{parts.query}")
         reason = bounds.refuse(url, hosts, depth)
         if not reason and not listed:
             count = db.execute("SELECT count(*) FROM frontier WHERE shape = ? AND state != 'skipped'", [shape]).fetchone()[0]
@@ -285,39 +288,36 @@ def _next(db: sqlite3.Connection, sites: dict[str, Site], hosts: set[str], bound
 # %% ../../nbs/etl/06_crawl.ipynb #e720b3f5
 _HTML = ("text/html", "application/xhtml+xml", "")
 
-# %% ../../nbs/etl/06_crawl.ipynb #a82509e7
+# %% ../../nbs/etl/06_crawl.ipynb #b821d01d
 def _read(answer: Answer, kind: str, patience: Patience) -> tuple[Parsed, list[str]]:
     "What an answer holds: a parsed page, and further sitemaps if it is one."
-    empty = Parsed("", "", [], None, [], "", "")
-    found, target = answer.headers, answer.headers.get("location", "")
-    if answer.status in (301, 302, 303, 307, 308) and target:
+    empty, found = Parsed("", "", [], None, [], "", ""), answer.headers
+    if answer.status in (301, 302, 303, 307, 308) and (target := found.get("location", "")):
         form = normalize_url(target, answer.url)
-        if form == answer.url or form is None:
+        if form in (None, answer.url):
             return empty._replace(problem=f"redirects to {'itself' if form else target[:100]}"), []
         return empty._replace(links=[form], problem=f"redirects to {form}"), []
-    if answer.status != 200:
-        return empty._replace(problem=f"status {answer.status}"), []
-    if answer.cut:
-        return empty._replace(problem=f"more than {patience.limit:,} bytes"), []
-    if kind == "sitemap":
-        try:
-            links, more = parse_sitemap(answer.body, answer.url, patience.limit)
-        except ValueError as error:
-            return empty._replace(problem=str(error)), []
-        return empty._replace(links=links), more
     mime = found.get("content-type", "")
-    if mime.split(";")[0].strip().lower() not in _HTML:
-        return empty._replace(problem=f"{mime}: no HTML"), []
-    return parse_page(answer.body, answer.url, mime, found.get("x-robots-tag", "")), []
+    problem = (f"status {answer.status}" if answer.status != 200 else
+               f"{mime}: no HTML" if kind == "page" and mime.split(";")[0].strip().lower() not in _HTML else
+               f"more than {patience.limit:,} bytes" if answer.cut else "")
+    if problem or kind == "page":
+        page = parse_page(answer.body, answer.url, mime, found.get("x-robots-tag", "")) if not problem else empty
+        return page._replace(problem=problem or page.problem), []
+    try:
+        links, more = parse_sitemap(answer.body, answer.url, patience.limit)
+    except ValueError as error:
+        return empty._replace(problem=str(error)), []
+    return empty._replace(links=links), more
 
-# %% ../../nbs/etl/06_crawl.ipynb #af209277
+# %% ../../nbs/etl/06_crawl.ipynb #8c859b81
 def _keep(db: sqlite3.Connection, kind: str, answer: Answer, parsed: Parsed) -> None:
     "Store an answer in place of an older one."
-    digest = hashlib.sha256(answer.body).hexdigest() if answer.body else None
     db.execute("INSERT OR REPLACE INTO page VALUES (?, ?, ?, datetime('now'), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                [answer.url, kind, answer.status, answer.headers.get("etag"), answer.headers.get("last-modified"),
-                answer.headers.get("content-type"), parsed.encoding, parsed.title, parsed.text, digest,
-                parsed.canonical, len(answer.body), parsed.problem])
+                answer.headers.get("content-type"), parsed.encoding, parsed.title, parsed.text,
+                hashlib.sha256(answer.body).hexdigest() if answer.body else None, parsed.canonical, len(answer.body),
+                parsed.problem])
     db.execute("DELETE FROM html_table WHERE url = ?", [answer.url])
     db.executemany("INSERT INTO html_table VALUES (?, ?, ?, ?, ?)",
                    [(answer.url, table["number"], table["caption"], json.dumps(table["names"], ensure_ascii=False),
@@ -349,7 +349,8 @@ def _visit(db: sqlite3.Connection, client: Any, site: Site, row: tuple[str, str,
     db.execute("UPDATE frontier SET state = 'done', reason = ? WHERE url = ?", ["" if answer else "no answer", url])
     db.execute("COMMIT")
 
-# %% ../../nbs/etl/06_crawl.ipynb #3b60d815
+# %% ../../nbs/etl/06_crawl.ipynb #8a88856c
+# long: one loop that judges each address in turn; its parts are functions already
 def crawl(
     path: str | Path, # SQLite file that holds the state and the results
     starts: Sequence[str], # addresses to begin with; only their hosts are asked
@@ -391,7 +392,7 @@ def read_pages(
     "The pages of a crawl as a table."
     return read_sqlite(con, path, "pages")
 
-# %% ../../nbs/etl/06_crawl.ipynb #f075fc8c
+# %% ../../nbs/etl/06_crawl.ipynb #693181c1
 def read_tables(
     con: Any, # connection from `extract.connect`
     path: str | Path, # file of a crawl
@@ -399,8 +400,5 @@ def read_tables(
     "Every HTML table of a crawl as a table of its own; `_source` says whence, `_row` counts below the headings."
     with closing(sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True)) as db:
         rows = db.execute("SELECT url, number, names, cells FROM html_table ORDER BY url, number").fetchall()
-    found = {}
-    for url, number, names, cells in rows:
-        frame = pd.DataFrame(json.loads(cells), columns=json.loads(names), dtype=object)
-        found[url, number] = read_frame(con, frame, f"{url}#table={number}")
-    return found
+    return {(url, number): read_frame(con, pd.DataFrame(json.loads(cells), columns=json.loads(names), dtype=object),
+                                      f"{url}#table={number}") for url, number, names, cells in rows}

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..extras import require
 
-# %% ../../nbs/etl/22_crowd.ipynb #780177ba
+# %% ../../nbs/etl/22_crowd.ipynb #ae270fb5
 class _Coded(NamedTuple):
     "Answers as three arrays of codes, and what the codes stand for."
     item: np.ndarray
@@ -26,6 +26,7 @@ class _Coded(NamedTuple):
     annotators: pd.Index
     labels: pd.Index
 
+# %% ../../nbs/etl/22_crowd.ipynb #60d6e80c
 def _coded(answers: pd.DataFrame) -> _Coded:
     "Turn a table of answers into codes; missing labels are no answers."
     missing = [name for name in ("item", "annotator", "label") if name not in answers.columns]
@@ -35,9 +36,10 @@ def _coded(answers: pd.DataFrame) -> _Coded:
     given = answers.dropna(subset=["label"])
     if given.empty:
         raise ValueError("not one answer with a label: check the column label, or collect answers first")
-    holes = given[["item", "annotator"]].isna().any(axis=1).to_numpy()
-    if holes.any():
-        raise ValueError(f"answer {given.index[holes.argmax()]} has no item or no annotator: say whose answer to what it is")
+    holes = given.index[given[["item", "annotator"]].isna().any(axis=1)]
+    if len(holes):
+        raise ValueError(f"answer {holes[0]} has no item or no annotator: "
+                         "say whose answer to what it is")
     (item, items), (who, people), (label, labels) = (
         pd.factorize(given[name], sort=name == "label") for name in ("item", "annotator", "label"))
     return _Coded(item, who, label, pd.Index(items), pd.Index(people), pd.Index(labels))
@@ -77,12 +79,12 @@ class Consensus(NamedTuple):
     rounds: int
     log_likelihood: float
 
-# %% ../../nbs/etl/22_crowd.ipynb #9827a3e5
+# %% ../../nbs/etl/22_crowd.ipynb #2413f680
 def _habits(c: _Coded, belief: np.ndarray, one_coin: bool, pseudo: float) -> np.ndarray:
     "M-step: P(given | true) of each annotator, from answers weighted by belief plus pseudo-answers of the average."
     n, k = len(c.annotators), len(c.labels)
     cell, weight = c.annotator * k + c.label, belief[c.item]
-    counts = np.stack([np.bincount(cell, weight[:, j], n * k) for j in range(k)], axis=1).reshape(n, k, k) # given, true
+    counts = np.stack([np.bincount(cell, weight[:, j], n * k) for j in range(k)], axis=1).reshape(n, k, k)
     if one_coin:
         right, total = counts[:, range(k), range(k)].sum(axis=1), counts.sum(axis=(1, 2))
         skill = (right + pseudo * right.sum() / total.sum()) / (total + pseudo)
@@ -104,7 +106,7 @@ def _truths(c: _Coded, habits: np.ndarray, prior: np.ndarray) -> tuple[np.ndarra
     weight = np.exp(log - top)
     return weight / weight.sum(axis=1, keepdims=True), float((top[:, 0] + np.log(weight.sum(axis=1))).sum())
 
-# %% ../../nbs/etl/22_crowd.ipynb #470e0590
+# %% ../../nbs/etl/22_crowd.ipynb #b67bc90b
 def dawid_skene(
     answers: pd.DataFrame, # item, annotator, label
     one_coin: bool = False, # one accuracy for each annotator instead of a table of errors
@@ -121,7 +123,8 @@ def dawid_skene(
     known = {i: c.labels.get_loc(gold[item]) for i, item in enumerate(c.items) if gold and item in gold}
     fixed, label = np.array(list(known), dtype=int), np.array(list(known.values()), dtype=int)
     belief, score, done = vote_shares(answers).to_numpy(), -np.inf, 0
-    for done in range(1, rounds + 1):
+    while done < rounds:
+        done += 1
         belief[fixed] = np.eye(len(c.labels))[label]
         habits, prior, before = _habits(c, belief, one_coin, pseudo), belief.mean(axis=0), belief
         belief, score = _truths(c, habits, prior)
@@ -130,9 +133,10 @@ def dawid_skene(
     belief[fixed] = np.eye(len(c.labels))[label]
     rows = pd.MultiIndex.from_product([c.annotators, c.labels], names=["annotator", "given"])
     errors = pd.DataFrame(habits.reshape(-1, len(c.labels)), index=rows, columns=c.labels)
-    return Consensus(pd.DataFrame(belief, index=c.items, columns=c.labels), pd.Series(prior, c.labels), errors, done, score)
+    table = pd.DataFrame(belief, index=c.items, columns=c.labels)
+    return Consensus(table, pd.Series(prior, c.labels), errors, done, score)
 
-# %% ../../nbs/etl/22_crowd.ipynb #0138f5cf
+# %% ../../nbs/etl/22_crowd.ipynb #4f491465
 def annotator_quality(
     answers: pd.DataFrame, # item, annotator, label
     consensus: Consensus, # of these answers
@@ -144,10 +148,11 @@ def annotator_quality(
     bits = (joint * np.log2(np.maximum(joint, 1e-300) / np.maximum(apart, 1e-300))).sum(axis=(1, 2))
     people = consensus.errors.index.get_level_values("annotator").unique()
     counts = answers.dropna(subset=["label"]).annotator.value_counts()
-    table = pd.DataFrame({"answers": counts.reindex(people), "accuracy": joint.trace(axis1=1, axis2=2), "bits": bits}, people)
+    right = joint.trace(axis1=1, axis2=2)
+    table = pd.DataFrame({"answers": counts.reindex(people), "accuracy": right, "bits": bits}, people)
     return table.sort_values("bits", ascending=False)
 
-# %% ../../nbs/etl/22_crowd.ipynb #4b24a009
+# %% ../../nbs/etl/22_crowd.ipynb #57cfea97
 def library_consensus(
     answers: pd.DataFrame, # item, annotator, label
     method: str = "mace", # "mace" (Hovy 2013) or "glad" (Whitehill 2009)
@@ -161,11 +166,11 @@ def library_consensus(
     if method not in makers:
         raise ValueError(f"method {method!r} is not one of {', '.join(makers)}; Dawid-Skene is dawid_skene")
     c = _coded(answers)
-    data = pd.DataFrame({"task": c.items[c.item], "worker": c.annotators[c.annotator], "label": c.label})
+    data = pd.DataFrame({"task": c.items.take(c.item), "worker": c.annotators.take(c.annotator), "label": c.label})
     belief = makers[method]().fit_predict_proba(data).reindex(columns=range(len(c.labels)), fill_value=0.)
     return belief.reindex(c.items).set_axis(c.labels, axis=1)
 
-# %% ../../nbs/etl/22_crowd.ipynb #9b7a3c3f
+# %% ../../nbs/etl/22_crowd.ipynb #8e9fa126
 def _distance(values: np.ndarray, count: np.ndarray, level: str) -> np.ndarray:
     "Squared distance between two labels, as Krippendorff (2011) defines it for each level of measurement."
     if level == "nominal":
@@ -175,9 +180,10 @@ def _distance(values: np.ndarray, count: np.ndarray, level: str) -> np.ndarray:
         return (middle[:, None] - middle) ** 2
     if level == "interval":
         return (values[:, None] - values) ** 2
-    raise ValueError(f"level {level!r} is not nominal, ordinal or interval; names are nominal, grades ordinal, quantities interval")
+    raise ValueError(f"level {level!r} is not nominal, ordinal or interval; names are nominal, grades ordinal, "
+                     "quantities interval")
 
-# %% ../../nbs/etl/22_crowd.ipynb #2c23c1f0
+# %% ../../nbs/etl/22_crowd.ipynb #4d02bee8
 def krippendorff_alpha(
     answers: pd.DataFrame, # item, annotator, label; missing answers are welcome
     level: str = "nominal", # "nominal", "ordinal" (labels sort by grade) or "interval" (labels are numbers)
@@ -189,21 +195,22 @@ def krippendorff_alpha(
     if not len(votes):
         raise ValueError("no item has two answers: agreement needs items that several people answered")
     size, count = votes.sum(axis=1), votes.sum(axis=0)
-    pairs = (votes / (size - 1)[:, None]).T @ votes - np.diag((votes / (size - 1)[:, None]).sum(axis=0))
+    shared = votes / (size - 1)[:, None]
+    pairs = shared.T @ votes - np.diag(shared.sum(axis=0))
     values = c.labels.to_numpy(dtype=float) if level == "interval" else np.arange(len(c.labels))
     distance = _distance(values, count, level)
     expected = (np.outer(count, count) * distance).sum() / (count.sum() - 1)
     return 1 - float((pairs * distance).sum() / expected) if expected else float("nan")
 
-# %% ../../nbs/etl/22_crowd.ipynb #0998d8b8
+# %% ../../nbs/etl/22_crowd.ipynb #ba1bfdf2
 def fleiss_kappa(
     answers: pd.DataFrame, # item, annotator, label; the same number of answers on every item
 ) -> float: # 1 perfect, 0 chance
     "Agreement when every item has equally many answers (Fleiss 1971)."
     sizes = answers.dropna(subset=["label"]).groupby("item").size()
     if sizes.nunique() != 1 or sizes.iloc[0] < 2:
-        raise ValueError(f"items have {sizes.min()} to {sizes.max()} answers; Fleiss' kappa needs the same number, 2 or more, "
-                         "for each: use krippendorff_alpha")
+        raise ValueError(f"items have {sizes.min()} to {sizes.max()} answers; Fleiss' kappa needs the same number, "
+                         "2 or more, for each: use krippendorff_alpha")
     n = int(sizes.sum())
     return 1 - (1 - krippendorff_alpha(answers)) * n / (n - 1)
 
@@ -221,7 +228,7 @@ def cohen_kappa(
     chance = float(share.sum(axis=0) @ share.sum(axis=1))
     return (float(share.trace()) - chance) / (1 - chance) if chance < 1 else float("nan")
 
-# %% ../../nbs/etl/22_crowd.ipynb #bc726113
+# %% ../../nbs/etl/22_crowd.ipynb #2a0e3f11
 def simulate_answers(
     truth: pd.Series, # true label of each item
     errors: pd.DataFrame, # rows (annotator, given), a column for each true label, as in `Consensus`
@@ -232,12 +239,14 @@ def simulate_answers(
     rng, labels = np.random.default_rng(seed), errors.columns
     people = errors.index.get_level_values(0).unique()
     if not 1 <= votes <= len(people):
-        raise ValueError(f"{votes} votes from {len(people)} annotators: nobody votes twice, so ask for 1 to {len(people)}")
+        raise ValueError(f"{votes} votes from {len(people)} annotators: nobody votes twice, so ask for 1 to "
+                         f"{len(people)}")
     table = errors.to_numpy().reshape(len(people), len(labels), len(labels)).cumsum(axis=1)
     who = rng.random((len(truth), len(people))).argsort(axis=1)[:, :votes]
-    level = table[who, :, labels.get_indexer(truth)[:, None]]
+    level = table[who, :, labels.get_indexer(pd.Index(truth))[:, None]] # type: ignore[index]
     given = (rng.random((*who.shape, 1)) > level).sum(axis=2).clip(max=len(labels) - 1)
-    return pd.DataFrame({"item": np.repeat(truth.index, votes), "annotator": people[who.ravel()], "label": labels[given.ravel()]})
+    names, said = people.take(who.ravel()), labels.take(given.ravel())
+    return pd.DataFrame({"item": np.repeat(truth.index, votes), "annotator": names, "label": said})
 
 # %% ../../nbs/etl/22_crowd.ipynb #1e1e9534
 def thin(

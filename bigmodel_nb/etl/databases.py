@@ -267,7 +267,7 @@ def read_query(
             raise
     return con.table(name, database=("temp", "main"))
 
-# %% ../../nbs/etl/04_databases.ipynb #31937687
+# %% ../../nbs/etl/04_databases.ipynb #eb398595
 def read_table(
     con: Any, # connection from `extract.connect`
     uri: str, # address of the database
@@ -278,7 +278,7 @@ def read_table(
     key = columns.dropna(subset=["key"]).sort_values("key")["name"]
     order = "".join([" ORDER BY ", ", ".join(map(_quoted, key))]) if len(key) else ""
     sizes = {name: re.fullmatch(r"numeric\((\d+),(\d+)\)", of) for name, of in columns.set_index("name")["type"].items()}
-    decimals = {name: (int(size[1]), int(size[2])) for name, size in sizes.items() if size and int(size[1]) <= 38}
+    decimals = {str(name): (int(size[1]), int(size[2])) for name, size in sizes.items() if size and int(size[1]) <= 38}
     database = Path(urlsplit(split_address(uri)[1]).path).name
     return read_query(con, uri, f"SELECT * FROM {_path(table)}{order}", f"{database}/{table}", decimals)
 
@@ -303,13 +303,14 @@ def _sql_type(kind: str, of: dt.DataType) -> str:
         return "timestamptz" if of.timezone else "timestamp"
     return _NAMES.get(name, "bigint" if of.is_integer() else "text")
 
-# %% ../../nbs/etl/04_databases.ipynb #a82f7676
+# %% ../../nbs/etl/04_databases.ipynb #5ad2ab9c
 def _portable(table: ibis.Table, kind: str) -> ibis.Table:
     "The table with what the driver cannot carry as text: JSON for nested values."
     def cell(name: str, of: dt.DataType) -> Any:
         if of.is_struct() or of.is_map() or of.is_json() or (kind == "sqlite" and of.is_array()):
             return table[name].cast("json").cast("string")
-        odd = of.is_uuid() or isinstance(of, dt.UInt64) or (kind == "sqlite" and (of.is_decimal() or of.is_time()))
+        zoned = isinstance(of, dt.Timestamp) and of.timezone is not None
+        odd = of.is_uuid() or isinstance(of, dt.UInt64) or (kind == "sqlite" and (of.is_decimal() or of.is_time() or zoned))
         return table[name].cast("string") if odd else table[name]
     return table.select(**{name: cell(name, of) for name, of in table.schema().items()})
 

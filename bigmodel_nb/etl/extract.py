@@ -116,10 +116,11 @@ def check_file(
         raise ValueError(f"{path} is {found}, expected {expected}, whatever its name says. Unpack or export it first.")
     return path
 
-# %% ../../nbs/etl/01_extract.ipynb #987f80df
+# %% ../../nbs/etl/01_extract.ipynb #d063b643
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _MULTIBYTE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 _HAN = re.compile(rb"[\xa1-\xfe][\xa1-\xfe]")
+csv.field_size_limit(1 << 30)
 
 # %% ../../nbs/etl/01_extract.ipynb #9ebb627c
 def _decode_error(path: Path, encoding: str, copy: Path | None = None) -> tuple[str, int] | None:
@@ -208,43 +209,41 @@ def sniff_delimiter(
         return (same if widths and widths[0] > 1 else 0.0), (widths[0] if widths else 0)
     return max(",;\t|", key=fit)
 
-# %% ../../nbs/etl/01_extract.ipynb #4c676b19
+# %% ../../nbs/etl/01_extract.ipynb #d445bbf5
 def _quoted(name: str) -> str:
     "A column's name as SQL wants it."
     return '"' + name.replace('"', '""') + '"'
 
+# %% ../../nbs/etl/01_extract.ipynb #7a5fcdda
 def _records(path: Path, text: Path, delimiter: str) -> Iterator[list[str]]:
     "Records of a UTF-8 file by Python's own parser, whatever its line ends; raises at a quote out of place."
-    limit = csv.field_size_limit(1 << 30)
-    try:
-        with open(text, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
+    with open(text, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
             yield from reader
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}. Correct the quotes of that line.") from None
-    finally:
-        csv.field_size_limit(limit)
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}. Correct the quotes of that line.") from None
 
-# %% ../../nbs/etl/01_extract.ipynb #d514e5d2
+# %% ../../nbs/etl/01_extract.ipynb #b58634c5
 def _check_names(path: Path, names: Sequence[str]) -> None:
     "Refuse a header with a name that is missing, repeats, or is kept for the provenance."
     if not names:
         raise ValueError(f"{path}: no header line. The first line must name the columns.")
-    seen = set()
+    seen: set[str] = set()
     for position, name in enumerate(names, 1):
         if not name or name.lower() in seen | {"_source", "_row"}:
             said = "has no name" if not name else f"repeats the name {name!r}" if name.lower() in seen else f"is {name!r}"
             raise ValueError(f"{path}: column {position} of the header {said}. Give each column a name of its own.")
         seen.add(name.lower())
 
-# %% ../../nbs/etl/01_extract.ipynb #e7a64c09
+# %% ../../nbs/etl/01_extract.ipynb #d038bae5
 def _header(path: Path, text: Path, delimiter: str | None) -> tuple[list[str], str]:
     "Column names and delimiter of a UTF-8 CSV file."
     with open(text, encoding="utf-8-sig", newline="") as file:
         lines = list(islice(file, 200))
     delimiter = delimiter or sniff_delimiter(lines)
     try:
-        names = [name.strip() for name in next(csv.reader(lines, delimiter=delimiter), [])]
+        names = [name.strip() for name in next(csv.reader(lines, delimiter=delimiter, strict=True), [])]
     except csv.Error as error:
         raise ValueError(f"{path}: its first line is no CSV header ({error}). Export it as CSV.") from None
     _check_names(path, names)
@@ -264,7 +263,7 @@ def _refuse_rejects(con: Any, path: Path, tag: str, width: int) -> None:
     raise ValueError("\n".join([f"{path}: {total} line(s) do not fit the header of {width} columns.", *said,
                                 "Correct these lines (a stray delimiter or quote is the usual cause) and run again."]))
 
-# %% ../../nbs/etl/01_extract.ipynb #9de57ae1
+# %% ../../nbs/etl/01_extract.ipynb #608e0ee7
 def _refuse_loss(rows: ibis.Table, path: Path, text: Path, delimiter: str) -> None:
     "Raise unless the rows read and the records in the file are equally many."
     with open(text, "rb") as file:
@@ -274,8 +273,9 @@ def _refuse_loss(rows: ibis.Table, path: Path, text: Path, delimiter: str) -> No
     lines, n = lines + (last != b"\n"), rows.count().execute()
     if n + 1 == lines:
         return
-    breaks = " + ".join(f"coalesce(length({_quoted(c)}) - length(replace({_quoted(c)}, chr(10), '')), 0)" for c in rows.columns)
-    inside = rows.get_backend().con.execute(f"SELECT coalesce(sum({breaks}), 0) FROM {rows.get_name()}").fetchone()[0]
+    breaks = ", ".join(f"length({_quoted(c)}) - length(replace({_quoted(c)}, chr(10), ''))" for c in rows.columns)
+    query = f"SELECT coalesce(sum(list_sum([{breaks}])), 0) FROM {rows.get_name()}"
+    inside = rows.get_backend().con.execute(query).fetchone()[0]
     if n + 1 + inside == lines:
         return
     found = sum(1 for record in _records(path, text, delimiter) if record or len(rows.columns) == 1) - 1
@@ -297,7 +297,20 @@ def _parse_csv(con: Any, path: Path, text: Path, names: list[str], delimiter: st
         raise
     return rows
 
-# %% ../../nbs/etl/01_extract.ipynb #b2ab7a0a
+# %% ../../nbs/etl/01_extract.ipynb #9a220fd1
+def _spaced_quote(text: Path, delimiter: str) -> bool:
+    "True if spaces may stand between a quote and the edge of its field."
+    edge, tail = rb"[\r\n" + re.escape(delimiter).encode() + rb"]", b"\n"
+    pattern = re.compile(edge + rb" +\"|\" +" + edge)
+    with open(text, "rb") as file:
+        while chunk := file.read(1 << 20):
+            block = tail + chunk
+            if (b' "' in block or b'" ' in block) and pattern.search(block):
+                return True
+            tail = block[-64:]
+    return False
+
+# %% ../../nbs/etl/01_extract.ipynb #3f86eb83
 def read_csv(
     con: Any, # connection from `connect`
     path: str | Path, # delimited text file with a header line
@@ -310,9 +323,11 @@ def read_csv(
     with _as_utf8(path, encoding) as text, TemporaryDirectory() as folder:
         names, delimiter = _header(path, text, delimiter)
         try:
-            rows = _parse_csv(con, path, text, names, delimiter)
+            rows = None if _spaced_quote(text, delimiter) else _parse_csv(con, path, text, names, delimiter)
         except duckdb.InvalidInputException:                    # two kinds of line ends in one file
-            copy = Path(folder) / "lines"
+            rows = None
+        if rows is None:
+            copy = Path(folder) / "plain"
             with open(copy, "w", encoding="utf-8", newline="") as out:
                 csv.writer(out, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows(_records(path, text, delimiter))
             rows = _parse_csv(con, path, copy, names, delimiter)

@@ -124,7 +124,7 @@ def _attempt(client: Any, url: str, headers: Mapping[str, str], patience: Patien
 # %% ../../nbs/etl/04_http.ipynb #2aa641df
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
-# %% ../../nbs/etl/04_http.ipynb #8606e915
+# %% ../../nbs/etl/04_http.ipynb #a2afd124
 def fetch(
     client: Any, # httpx.Client that follows no redirects
     url: str, # what to ask for
@@ -135,6 +135,8 @@ def fetch(
     kinds: Sequence[str] = (), # content types whose body is read, () for all
 ) -> Answer: # the first answer that is not one to try again after
     "Ask until there is an answer, waiting longer each time; ConnectionError or TimeoutError if there is none."
+    if pace.due() > until:
+        raise TimeoutError(f"{url}: at this pace no time is left to ask. Allow a longer total, or a faster pace.")
     for attempt in range(1, patience.tries + 1):
         pace.wait()
         asked: float | None = None

@@ -81,7 +81,7 @@ def _delta_type(
                          "make it text, a number of microseconds, or float32 first")
     return kind
 
-# %% ../../nbs/etl/18_lake.ipynb #ba0497ce
+# %% ../../nbs/etl/18_lake.ipynb #7f3933c1
 def _holds(kept: pa.DataType, kind: pa.DataType) -> bool:
     "Whether a column of type `kept` may take values of another type, checked value by value."
     types = pa.types
@@ -89,6 +89,7 @@ def _holds(kept: pa.DataType, kind: pa.DataType) -> bool:
     return (kept == kind or types.is_null(kind) or types.is_floating(kept) and types.is_integer(kind)
             or any(belongs(kept) and belongs(kind) for belongs in groups))
 
+# %% ../../nbs/etl/18_lake.ipynb #8070d894
 def _fit(
     found: pa.Schema, # columns of the source
     held: pa.Schema | None, # columns of the table, None when there is none yet
@@ -127,12 +128,13 @@ def _conform(
             yield pa.record_batch([batch.column(f.name).cast(f.type) for f in schema], schema=schema)
     return pa.RecordBatchReader.from_batches(schema, batches())
 
-# %% ../../nbs/etl/18_lake.ipynb #4ae08260
+# %% ../../nbs/etl/18_lake.ipynb #a4265950
 def _open(place: Path) -> Any:
     "The newest version of a Delta table, or None if there is none yet."
     lake = require("deltalake")
     return lake.DeltaTable(place) if place.is_dir() and lake.DeltaTable.is_deltatable(str(place)) else None
 
+# %% ../../nbs/etl/18_lake.ipynb #de9bfc54
 def _delta(
     folder: str | Path, # the lake
     zone: str, # raw or clean
@@ -144,6 +146,23 @@ def _delta(
         there = sorted(p.parent.name for p in (Path(folder) / zone).glob("*/_delta_log"))
         raise FileNotFoundError(f"no table {name!r} in zone {zone!r}; there are {there}, and save_lake writes more")
     return table
+
+# %% ../../nbs/etl/18_lake.ipynb #d947b24b
+def _make(
+    place: Path, # folder of the table
+    schema: pa.Schema, # its columns
+    partition_by: Sequence[str] = (), # columns to split the files by
+    configuration: dict[str, str | None] | None = None, # properties of the table
+) -> Any: # a DeltaTable
+    "Make an empty table, or open the one that another writer has made meanwhile."
+    lake = require("deltalake")
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        lake.DeltaTable.create(place, schema=schema, partition_by=list(partition_by) or None, configuration=configuration)
+    except lake.exceptions.DeltaError:
+        if _open(place) is None:
+            raise
+    return _open(place)
 
 # %% ../../nbs/etl/18_lake.ipynb #19d32df8
 _Result = TypeVar("_Result")
@@ -163,7 +182,7 @@ def _insist(
     raise RuntimeError(f"{what}: other writers overtook this one {tries} times, the last answer was: {last!r}. "
                        "Nothing of it was written; run it again when they are done.")
 
-# %% ../../nbs/etl/18_lake.ipynb #883d5df1
+# %% ../../nbs/etl/18_lake.ipynb #d00b1dfb
 def _rows_of(table: Any, key: str, value: str) -> tuple[int, int] | None:
     "Version and number of rows of the commit that carries a note, the newest first; None if there is none."
     for commit in table.history():
@@ -171,8 +190,10 @@ def _rows_of(table: Any, key: str, value: str) -> tuple[int, int] | None:
             return commit["version"], int(commit.get("operationMetrics", {}).get("num_added_rows", 0))
     return None
 
+# %% ../../nbs/etl/18_lake.ipynb #98dadee9
 def _commit(
     place: Path, # folder of the table
+    held: Any, # the version of the table that was looked at
     rows: Callable[[list[int]], pa.RecordBatchReader], # starts the stream, counts into its argument
     notes: dict[str, str], # kept with the version
     **how: Any, # passed on to `deltalake.write_deltalake`
@@ -181,14 +202,13 @@ def _commit(
     lake, seen, mark = require("deltalake"), [0], unused_name()
     transactions = [lake.Transaction(notes["batch"], 1)] if "batch" in notes else None
     properties = lake.CommitProperties(custom_metadata={"mark": mark, **notes}, app_transactions=transactions)
-    place.mkdir(parents=True, exist_ok=True)
-    lake.write_deltalake(_open(place) or place, rows(seen), commit_properties=properties, **how)
+    lake.write_deltalake(held, rows(seen), commit_properties=properties, **how)
     found = _rows_of(lake.DeltaTable(place), "mark", mark)
     if found is None or found[1] != seen[0]:
         raise RuntimeError(f"{place.name}: {seen[0]} rows went in, the log says {found}; do not use this version")
     return found
 
-# %% ../../nbs/etl/18_lake.ipynb #a10c055c
+# %% ../../nbs/etl/18_lake.ipynb #23fe3308
 def append_lake(
     table: ibis.Table | pd.DataFrame | pa.Table, # rows as they came
     folder: str | Path, # the lake, made when missing
@@ -208,9 +228,12 @@ def append_lake(
                                  "a corrected delivery needs a batch name of its own")
             return Lineage(batch, f"{what}@{version}", sent, 0, merged=sent)
         schema = _fit(_stream(table).schema, held and pa.schema(held.schema()), evolve, what)
-        version, rows = _commit(place, lambda seen: _conform(table, schema, seen), {"batch": batch}, mode="append",
-                                partition_by=list(partition_by) or None, schema_mode="merge" if evolve else None,
-                                configuration=None if held else {"delta.appendOnly": "true"})
+        if held is None:
+            held = _make(place, schema, partition_by, {"delta.appendOnly": "true"})
+            if held.version():
+                return attempt()
+        version, rows = _commit(place, held, lambda seen: _conform(table, schema, seen), {"batch": batch}, mode="append",
+                                partition_by=list(partition_by) or None, schema_mode="merge" if evolve else None)
         return Lineage(batch, f"{what}@{version}", rows, rows)
     return _insist(attempt, what).check()
 
@@ -226,7 +249,7 @@ def _digest(
         found = con.execute("select count(*), sum(hash(rows)), bit_xor(hash(rows)) from rows").fetchone()
     return f"{schema}|{found}"
 
-# %% ../../nbs/etl/18_lake.ipynb #44c8ac61
+# %% ../../nbs/etl/18_lake.ipynb #d0e4b5fe
 def save_lake(
     tables: dict[str, ibis.Table | pd.DataFrame], # name -> table
     folder: str | Path, # the lake, made when missing
@@ -244,7 +267,8 @@ def save_lake(
             return held.version()
         known = None if held is None or evolve else pa.schema(held.schema())
         schema = _fit(_stream(table).schema, known, evolve, f"{zone}/{name}")
-        return _commit(place, lambda seen: _conform(table, schema, seen), {"digest": digest}, mode="overwrite",
+        return _commit(place, held or _make(place, schema, partition_by),
+                       lambda seen: _conform(table, schema, seen), {"digest": digest}, mode="overwrite",
                        partition_by=list(partition_by) or None, schema_mode="overwrite" if evolve else None)[0]
     return {name: _insist(lambda name=name, table=table: write(name, table), f"{zone}/{name}") # type: ignore[misc]
             for name, table in tables.items()}
@@ -266,7 +290,7 @@ def _check_key(
     if len(bad):
         raise ValueError(f"the key {list(key)} must name each row once; it does not: {bad.iloc[0].to_dict()}")
 
-# %% ../../nbs/etl/18_lake.ipynb #df91cccd
+# %% ../../nbs/etl/18_lake.ipynb #37607e3b
 def upsert_lake(
     table: ibis.Table | pd.DataFrame | pa.Table, # new and changed rows
     folder: str | Path, # the lake
@@ -280,11 +304,8 @@ def upsert_lake(
     _check_key(table, key)
     def attempt() -> Lineage:
         held, seen = _open(place), [0]
-        if held is None:
-            version = save_lake({name: table}, folder, zone)[name]
-            rows = _rows_of(_open(place), "operation", "WRITE") or (version, 0)
-            return Lineage("upsert", f"{what}@{version}", rows[1], rows[1])
-        schema = _fit(_stream(table).schema, pa.schema(held.schema()), evolve, what)
+        schema = _fit(_stream(table).schema, held and pa.schema(held.schema()), evolve, what)
+        held = held or _make(place, schema)
         same = " and ".join(f't."{c}" = s."{c}"' for c in key)
         news = [c for c in schema.names if c not in pa.schema(held.schema()).names]
         changed = " or ".join("true" if c in news else f'(t."{c}" is distinct from s."{c}")'

@@ -20,13 +20,13 @@ from .clean import MISSING, _needs, _record, rename
 from .extract import unused_name
 from ..extras import require
 
-# %% ../../nbs/etl/11_missing.ipynb #ff534f8d
+# %% ../../nbs/etl/11_missing.ipynb #63e18490
 def _edge_code(counts: "pd.Series[int]", fewest: int) -> list[tuple[float, str]]:
     "Numbers at the edge of a column that look like codes: the number and why. `counts` is sorted by value."
     found: list[tuple[float, str]] = []
     values = counts.index.to_numpy(dtype=float)
     for at, inside in ((0, values[1:]), (-1, values[:-1])):
-        if len(inside) < 10 or counts.iloc[at] < fewest:
+        if len(inside) < 10 or not fewest <= counts.iloc[at] <= 0.5 * counts.sum():
             continue
         value, next_to = float(values[at]), float(inside[at])
         spread = float(np.subtract(*np.quantile(inside, [0.95, 0.05])))
@@ -233,6 +233,14 @@ def fit_imputer(
             raise ValueError(f"column {name!r} has no value in the training rows, so nothing can be learnt. Drop it.")
     return Imputer(tuple(columns), tuple(using), method, ways[method](train, columns, using, seed), len(train))
 
+# %% ../../nbs/etl/11_missing.ipynb #3d1d2843
+def _filled(rows: pd.DataFrame, imputer: Imputer, kinds: Mapping[str, Any]) -> pa.Table:
+    "The values for one batch of rows with gaps, with the keys that find them."
+    values = imputer.fill(rows) if len(rows) else rows[list(imputer.columns)]
+    whole = {f"_fill_{name}": values[name].round() if kinds[name].is_integer() else values[name]
+             for name in imputer.columns}
+    return pa.Table.from_pandas(rows[["_source", "_row"]].assign(**whole), preserve_index=False)
+
 # %% ../../nbs/etl/11_missing.ipynb #6218e63f
 def impute(
     table: ibis.Table, # table with provenance
@@ -255,11 +263,3 @@ def impute(
         why = imputer.method + (f" by {', '.join(imputer.using)}" if imputer.using else "")
         changes.append(_record(joined, "impute", name, gone & new[name].notnull(), None, new[name], why))
     return joined.mutate(**new).select(*dict.fromkeys([*table.columns, *new])), reduce(ibis.union, changes)
-
-# %% ../../nbs/etl/11_missing.ipynb #3d1d2843
-def _filled(rows: pd.DataFrame, imputer: Imputer, kinds: Mapping[str, Any]) -> pa.Table:
-    "The values for one batch of rows with gaps, with the keys that find them."
-    values = imputer.fill(rows) if len(rows) else rows[list(imputer.columns)]
-    whole = {f"_fill_{name}": values[name].round() if kinds[name].is_integer() else values[name]
-             for name in imputer.columns}
-    return pa.Table.from_pandas(rows[["_source", "_row"]].assign(**whole), preserve_index=False)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['robust_z', 'flag_outliers', 'Scores', 'combination_scores', 'flag_combinations', 'Rule', 'find_rules', 'flag_rules']
 
-# %% ../../nbs/etl/12_outliers.ipynb #e591729e
-from collections.abc import Sequence
+# %% ../../nbs/etl/12_outliers.ipynb #2c82d190
+from collections.abc import Mapping, Sequence
 from functools import partial, reduce
 from itertools import permutations
 from typing import Any, NamedTuple
@@ -21,23 +21,27 @@ from .extract import unused_name
 from .missing import _encode, _levels
 from ..extras import require
 
-# %% ../../nbs/etl/12_outliers.ipynb #ef5e3d25
-def _shape(table: ibis.Table, column: str) -> tuple[bool, float | None]:
-    "Whether the log scale is the more symmetric one, and a value that fills half the column and is no measurement."
+# %% ../../nbs/etl/12_outliers.ipynb #e33e8a0e
+def _shape(table: ibis.Table, column: str) -> tuple[float | None, float | None]:
+    "What to add before taking logs, None for no logs; and a value that fills half the column, None if none does."
     known = table.filter(table[column].notnull())
     mode = known.group_by(column).agg(_n=known.count()).order_by(ibis.desc("_n"), column).limit(1).to_pandas()
     total = known.count().execute()
     plateau = float(mode[column][0]) if len(mode) and mode["_n"][0] > 0.5 * total else None
     rest = known if plateau is None else known.filter(known[column] != plateau)
+    below = rest.filter(rest[column] < 0).count().execute()
+    rest = rest.filter(rest[column] >= 0) if below < 0.02 * total else rest
     low, middle, high, least = rest.aggregate(
         **{f"q{q}": rest[column].quantile(q / 100) for q in (25, 50, 75)}, least=rest[column].min()).to_pandas().iloc[0]
-    if pd.isna(least) or least <= 0:
-        return False, plateau
+    if pd.isna(least) or least < 0:
+        return None, plateau
+    shift = float(least == 0)
     def skew(a: float, b: float, c: float) -> float:
         return abs((c - b) - (b - a)) / (c - a) if c > a else 0.0
-    return bool(skew(*np.log([low, middle, high])) < skew(low, middle, high)), plateau
+    logs = skew(*np.log([low + shift, middle + shift, high + shift])) < skew(low, middle, high)
+    return (shift if logs else None), plateau
 
-# %% ../../nbs/etl/12_outliers.ipynb #d6ab4e6f
+# %% ../../nbs/etl/12_outliers.ipynb #73f3a7fa
 def robust_z(
     table: ibis.Table, # table with provenance
     column: str, # numeric column
@@ -45,10 +49,10 @@ def robust_z(
 ) -> ibis.Table: # the table with `_z`, `_expected` and `_used`, null where the column does not judge
     "How many robust standard deviations each value lies from the median of its group."
     _needs(table, column, *group)
-    logs, plateau = _shape(table, column)
+    shift, plateau = _shape(table, column)
     cell = table[column].cast("float64")
     cell = cell if plateau is None else cell.nullif(plateau)
-    cell = ibis.ifelse(cell > 0, cell, ibis.null("float64")).ln() if logs else cell
+    cell = cell if shift is None else ibis.ifelse(cell + shift > 0, cell + shift, ibis.null("float64")).ln()
     used = table.mutate(_used=cell, _all=1)
     keys = ["_all", *group]
     middle = used.group_by(keys).agg(_middle=used._used.median())
@@ -56,11 +60,17 @@ def robust_z(
     spread = away.group_by([*keys, "_middle"]).agg(_width=1.4826 * away._away.median(), _mean=1.2533 * away._away.mean())
     scored = used.left_join(spread, keys, rname="{name}_right")
     width = ibis.ifelse(scored._width > 0, scored._width, scored._mean)
-    expected = scored._middle.exp() if logs else scored._middle
+    expected = scored._middle if shift is None else scored._middle.exp() - shift
     return scored.mutate(_z=(scored._used - scored._middle) / width.nullif(0), _expected=expected
                          ).select(*table.columns, "_z", "_expected", "_used")
 
-# %% ../../nbs/etl/12_outliers.ipynb #0efa32d2
+# %% ../../nbs/etl/12_outliers.ipynb #43830d54
+def _told(scored: ibis.Table, group: Sequence[str]) -> Any:
+    "The reason of a flag in words."
+    return (ibis.literal("robust z ") + scored._z.round(1).cast("string") + ", median "
+            + scored._expected.round(2).cast("string") + (f" by {', '.join(group)}" if group else ""))
+
+# %% ../../nbs/etl/12_outliers.ipynb #555d9b9b
 def flag_outliers(
     table: ibis.Table, # table with provenance
     columns: Sequence[str] | None = None, # numeric columns, None for all with more than ten different values
@@ -75,8 +85,14 @@ def flag_outliers(
     flags = [rename(table, {})[1]]
     for name in columns:
         scored = robust_z(table, name, group)
-        told = (ibis.literal("robust z ") + scored._z.round(1).cast("string") + ", median "
-                + scored._expected.round(2).cast("string") + (f" by {', '.join(group)}" if group else ""))
+        told = _told(scored, group)
+        negative = (table[name] < 0).mean().execute() or 0.0
+        if 0 < negative < 0.02:
+            odd = (scored[name] < 0).fill_null(False)
+            flags.append(_record(scored, "flag_outliers", name, odd, scored[name], scored[name],
+                                 f"negative, as only {negative:.2%} of the column"))
+            scored = scored.filter(~odd)
+            told = _told(scored, group)
         flags.append(_record(scored, "flag_outliers", name, (scored._z.abs() > threshold).fill_null(False),
                              scored[name], scored[name], told))
     return table, reduce(ibis.union, flags)
@@ -88,8 +104,8 @@ class Scores(NamedTuple):
     columns: tuple[str, ...] # columns that were looked at
     method: str # "forest" or "residual"
 
-# %% ../../nbs/etl/12_outliers.ipynb #316e01f0
-def _forest(train: pd.DataFrame, columns: Sequence[str], seed: int) -> Any:
+# %% ../../nbs/etl/12_outliers.ipynb #2a2f03d6
+def _forest(train: pd.DataFrame, columns: Sequence[str], seed: int, shapes: Mapping[str, Any]) -> Any:
     "An isolation forest as a function from rows to scores, with no cell to name."
     levels = _levels(train, columns)
     middle = np.nan_to_num(np.nanmedian(_encode(train, levels), axis=0))
@@ -101,27 +117,36 @@ def _forest(train: pd.DataFrame, columns: Sequence[str], seed: int) -> Any:
         return pd.DataFrame({"score": -trees.score_samples(matrix(rows)), "column": None, "expected": np.nan})
     return score
 
-# %% ../../nbs/etl/12_outliers.ipynb #63974471
-def _residual(train: pd.DataFrame, columns: Sequence[str], seed: int) -> Any:
+# %% ../../nbs/etl/12_outliers.ipynb #561f6c75
+def _scaled(cells: "pd.Series[float]", shift: float | None) -> "pd.Series[float]":
+    "Cells on the scale they are judged on: as they are, or their logarithm."
+    values = cells.astype(float)
+    return values if shift is None else pd.Series(np.log(values.clip(lower=1e-9 - shift) + shift), values.index)
+
+# %% ../../nbs/etl/12_outliers.ipynb #03c4b7cd
+# long: a model for each column, then a function that applies them; the two share all their names
+def _residual(train: pd.DataFrame, columns: Sequence[str], seed: int, shapes: Mapping[str, Any]) -> Any:
     "Each number predicted from the other columns, as a function from rows to the largest robust z of a residual."
-    trees, fitted = partial(require("sklearn.ensemble").HistGradientBoostingRegressor, loss="absolute_error", max_iter=60,
+    trees, fitted = partial(require("sklearn.ensemble").HistGradientBoostingRegressor, loss="absolute_error", max_iter=40,
                             min_samples_leaf=40, random_state=seed), {}
-    for name in (each for each in columns if pd.api.types.is_numeric_dtype(train[each]) and train[each].nunique() > 10):
+    for name in (each for each, (_, plateau) in shapes.items() if plateau is None):
         levels = _levels(train, [each for each in columns if each != name])
         known = train[train[name].notna()]
         cells, words = _encode(known, levels), [each is not None for each in levels.values()]
-        model = trees(categorical_features=words).fit(cells, known[name])
-        left = (known[name] - model.predict(cells)).abs()
-        width = trees(categorical_features=words).fit(cells, left)
+        target = _scaled(known[name], shapes[name][0])
+        model = trees(categorical_features=words).fit(cells, target)
+        left = (target - model.predict(cells)).abs()
+        width = trees(categorical_features=words, max_iter=15).fit(cells, left)
         fitted[name] = levels, model, width, left.median() or left.mean() or np.inf
     if not fitted:
-        raise ValueError(f"none of {', '.join(columns)} is a number with more than ten values. Use method 'forest'.")
+        return lambda rows: pd.DataFrame({"score": 0.0, "column": None, "expected": np.nan}, index=range(len(rows)))
     def score(rows: pd.DataFrame) -> pd.DataFrame:
         guess, parts = {}, []
         for name, (levels, model, width, least) in fitted.items():
             cells = _encode(rows, levels)
             guess[name] = model.predict(cells)
-            left = (rows[name].astype(float) - guess[name]).abs()
+            left = (_scaled(rows[name], shapes[name][0]) - guess[name]).abs()
+            guess[name] = guess[name] if shapes[name][0] is None else np.exp(guess[name]) - shapes[name][0]
             parts.append(left / (1.4826 * np.maximum(width.predict(cells), least)))
         z = np.column_stack(parts)
         worst = np.nan_to_num(z).argmax(axis=1)
@@ -129,7 +154,7 @@ def _residual(train: pd.DataFrame, columns: Sequence[str], seed: int) -> Any:
                              "expected": np.column_stack(list(guess.values()))[np.arange(len(rows)), worst]})
     return score
 
-# %% ../../nbs/etl/12_outliers.ipynb #883b7e49
+# %% ../../nbs/etl/12_outliers.ipynb #2e323dde
 def combination_scores(
     table: ibis.Table, # table with provenance
     columns: Sequence[str], # columns that should agree with each other
@@ -143,7 +168,10 @@ def combination_scores(
         raise ValueError(f"method {method!r} is none of {', '.join(ways)}.")
     _needs(table, *columns)
     drawn = table.order_by((table._row * 2654435761 + seed * 40503) % 4294967291, "_row").limit(rows)
-    score, parts = ways[method](drawn.select(*columns).to_pandas(), columns, seed), []
+    train = drawn.select(*columns).to_pandas()
+    shapes = {name: _shape(table, name) for name in columns if method == "residual" and table[name].type().is_numeric()
+              and train[name].nunique() > 10}
+    score, parts = ways[method](train, columns, seed, shapes), []
     shape = pa.schema([("_source", pa.string()), ("_row", pa.int64()), ("score", pa.float64()), ("column", pa.string()),
                        ("expected", pa.float64())])
     for batch in table.select("_source", "_row", *columns).to_pyarrow_batches(chunk_size=100_000):
@@ -153,12 +181,12 @@ def combination_scores(
     stored = table.get_backend().create_table(unused_name(), pa.concat_tables([shape.empty_table(), *parts]), temp=True)
     return Scores(stored, tuple(columns), method)
 
-# %% ../../nbs/etl/12_outliers.ipynb #ece92f72
+# %% ../../nbs/etl/12_outliers.ipynb #1347a854
 def flag_combinations(
     table: ibis.Table, # table with provenance
     columns: Sequence[str], # columns that should agree with each other
     method: str = "residual", # "residual" (names the cell) or "forest"
-    threshold: float = 8.0, # robust standard deviations: of a residual, or of the forest's scores
+    threshold: float | None = None, # robust standard deviations; None for 8 of a residual, 4 of the forest's scores
     seed: int = 0, # of the trees
 ) -> tuple[ibis.Table, ibis.Table]: # the table unchanged; a flag for each suspect row
     "Flag rows whose columns do not fit together, and where possible the cell and what was expected."
@@ -168,7 +196,8 @@ def flag_combinations(
         middle = rows.score.median().execute()
         width = 1.4826 * (rows.score - middle).abs().median().execute()
         rows = rows.mutate(score=(rows.score - middle) / max(width, 1e-9), column=ibis.literal(" + ".join(columns)))
-    suspect = table.inner_join(rows.filter(rows.score > threshold), ["_source", "_row"])
+    limit = threshold or {"residual": 8.0, "forest": 4.0}[method]
+    suspect = table.inner_join(rows.filter(rows.score > limit), ["_source", "_row"])
     told = (ibis.literal(f"{method} score ") + suspect.score.round(1).cast("string")
             + ibis.coalesce(ibis.literal(", expected about ") + suspect.expected.round(1).cast("string"), ""))
     cells = {name: (suspect["column"] == name, suspect[name]) for name in columns}
@@ -190,17 +219,6 @@ class Rule(NamedTuple):
     def __str__(self) -> str: # such as "rtime <= dtime (1.000 of the rows)"
         "The rule as a person writes it."
         return f"{self.left} {'<=' if self.kind == 'order' else 'decides'} {self.right} ({self.share:.3f} of the rows)"
-
-# %% ../../nbs/etl/12_outliers.ipynb #f858fbfe
-def find_rules(
-    table: ibis.Table, # table with provenance
-    broken: float = 0.05, # largest share of rows that may break a rule
-    rows: int = 20_000, # rows to learn from at most
-) -> list[Rule]: # rules worth a look, the strictest first
-    "Orders and dependencies between two columns that hold far more often than chance."
-    drawn = table.order_by((table._row * 2654435761) % 4294967291, "_row").limit(rows)
-    frame = drawn.select([name for name in table.columns if not name.startswith("_")]).to_pandas()
-    return sorted([*_orders(frame, broken), *_dependencies(frame, broken)], key=lambda rule: -rule.share)
 
 # %% ../../nbs/etl/12_outliers.ipynb #577fa62d
 def _orders(frame: pd.DataFrame, broken: float) -> list[Rule]:
@@ -231,6 +249,17 @@ def _dependencies(frame: pd.DataFrame, broken: float) -> list[Rule]:
         if 1 - kept <= broken and 1 - kept <= (1 - chance) / 10:
             found.append(Rule("dependency", a, b, float(kept), float(chance)))
     return found
+
+# %% ../../nbs/etl/12_outliers.ipynb #f858fbfe
+def find_rules(
+    table: ibis.Table, # table with provenance
+    broken: float = 0.05, # largest share of rows that may break a rule
+    rows: int = 20_000, # rows to learn from at most
+) -> list[Rule]: # rules worth a look, the strictest first
+    "Orders and dependencies between two columns that hold far more often than chance."
+    drawn = table.order_by((table._row * 2654435761) % 4294967291, "_row").limit(rows)
+    frame = drawn.select([name for name in table.columns if not name.startswith("_")]).to_pandas()
+    return sorted([*_orders(frame, broken), *_dependencies(frame, broken)], key=lambda rule: -rule.share)
 
 # %% ../../nbs/etl/12_outliers.ipynb #732ae8d7
 def flag_rules(

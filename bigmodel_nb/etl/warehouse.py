@@ -47,7 +47,7 @@ class Dimension(NamedTuple):
                  f"unique({', '.join(self.natural)})", *(f"check({sql})" for sql in self.checks)]
         return f"create table {self.name}({', '.join(lines)})"
 
-# %% ../../nbs/etl/19_warehouse.ipynb #6d3ae0e8
+# %% ../../nbs/etl/19_warehouse.ipynb #6ef9b707
 class Fact(NamedTuple):
     "What happened: foreign keys, then measures; one row for each grain."
     name: str
@@ -67,6 +67,7 @@ class Fact(NamedTuple):
                  *(f"check({sql})" for sql in self.checks)]
         return f"create table {self.name}({', '.join(lines)})"
 
+# %% ../../nbs/etl/19_warehouse.ipynb #a6700f1b
 class Star(NamedTuple):
     "Dimensions, facts, and views for those who want to ask rather than to join."
     dimensions: Sequence[Dimension]
@@ -78,7 +79,7 @@ class Star(NamedTuple):
         "Its tables."
         return [dim.name for dim in self.dimensions] + [fact.name for fact in self.facts]
 
-# %% ../../nbs/etl/19_warehouse.ipynb #27982ac9
+# %% ../../nbs/etl/19_warehouse.ipynb #948d3f33
 def _connect(
     path: str | Path, # a DuckDB file
     read_only: bool = False, # readers never block each other
@@ -90,6 +91,7 @@ def _connect(
         config["memory_limit"] = memory_limit
     return duckdb.connect(str(path), read_only=read_only, config=config)
 
+# %% ../../nbs/etl/19_warehouse.ipynb #003f8882
 @contextmanager
 def _only_writer(
     path: Path, # the warehouse
@@ -104,7 +106,7 @@ def _only_writer(
                                "nothing was changed, load again later or pass a longer `wait`") from None
         yield
 
-# %% ../../nbs/etl/19_warehouse.ipynb #c371bc98
+# %% ../../nbs/etl/19_warehouse.ipynb #fa71fb54
 def _sync(path: Path) -> None:
     "Ask the system to bring a file, and where it can a folder, to the disk."
     if path.is_dir() and os.name == "nt":
@@ -115,6 +117,7 @@ def _sync(path: Path) -> None:
     finally:
         os.close(handle)
 
+# %% ../../nbs/etl/19_warehouse.ipynb #1b7fa7cd
 @contextmanager
 def _beside(
     path: Path, # the warehouse
@@ -136,7 +139,7 @@ def _beside(
                 os.replace(part, path)
                 _sync(path.parent)
 
-# %% ../../nbs/etl/19_warehouse.ipynb #4f5c77db
+# %% ../../nbs/etl/19_warehouse.ipynb #fca9233b
 def _stage(
     con: duckdb.DuckDBPyConnection, # the copy
     name: str, # table of the star
@@ -151,6 +154,7 @@ def _stage(
     con.execute(f"create or replace temp table in_{name} as select * from _rows")
     con.unregister("_rows")
 
+# %% ../../nbs/etl/19_warehouse.ipynb #290fd341
 def _digest(
     con: duckdb.DuckDBPyConnection, # the copy, rows staged
     names: Sequence[str], # tables of the star that are loaded
@@ -164,7 +168,7 @@ def _digest(
         parts.append((name, kinds, rows.fetchone()))
     return hashlib.sha256(str(parts).encode()).hexdigest()
 
-# %% ../../nbs/etl/19_warehouse.ipynb #f9350b77
+# %% ../../nbs/etl/19_warehouse.ipynb #8bb36a0a
 def _columns(
     con: duckdb.DuckDBPyConnection, # any
     table: str, # a table
@@ -173,6 +177,7 @@ def _columns(
     found = con.execute("select column_name, data_type, is_nullable from duckdb_columns() where table_name = ?", [table])
     return {name: (kind, bool(empty)) for name, kind, empty in found.fetchall()}
 
+# %% ../../nbs/etl/19_warehouse.ipynb #70151346
 def _require(
     con: duckdb.DuckDBPyConnection, # the copy, rows staged
     name: str, # table of the star
@@ -183,6 +188,7 @@ def _require(
     if lost := [c for c in dict.fromkeys(needs) if c not in have]:
         raise ValueError(f"{name}: its source lacks the column(s) {lost}; it has {list(have)}. Rename or add them.")
 
+# %% ../../nbs/etl/19_warehouse.ipynb #c5513df1
 def _typed(
     con: duckdb.DuckDBPyConnection, # the copy, rows staged
     name: str, # table of the star
@@ -282,7 +288,25 @@ def _members(
     con.execute(f"""insert into {dim.name} ({dim.key}, {columns}, inferred)
         select {number}, {columns}, {inferred} from ({rows}) r anti join {dim.name} d on {known}""")
 
-# %% ../../nbs/etl/19_warehouse.ipynb #fb28ac0c
+# %% ../../nbs/etl/19_warehouse.ipynb #5d4293b0
+def _count(con: duckdb.DuckDBPyConnection, table: str) -> int:
+    "Rows of a table."
+    return con.execute(f"select count(*) from {table}").fetchall()[0][0]
+
+# %% ../../nbs/etl/19_warehouse.ipynb #e7926c13
+def _own_columns(
+    con: duckdb.DuckDBPyConnection, # the copy, rows staged
+    dim: Dimension, # to be loaded
+) -> dict[str, tuple[str, bool]]: # column that the source gives -> type, whether it may be missing
+    "Columns of a dimension that its source fills; new ones are made where `keep` allows it."
+    given, held = _columns(con, f"in_{dim.name}"), _columns(con, dim.name)
+    for c, (kind, _) in given.items():
+        if dim.keep and c not in held:
+            con.execute(f'alter table {dim.name} add column "{c}" {kind}')
+    made = (dim.key, "inferred", *dim.derived)
+    return {c: found for c, found in _columns(con, dim.name).items() if c in given and c not in made}
+
+# %% ../../nbs/etl/19_warehouse.ipynb #9df1a483
 def _load_dimension(
     con: duckdb.DuckDBPyConnection, # the copy, rows staged
     dim: Dimension, # to be loaded
@@ -290,21 +314,14 @@ def _load_dimension(
     quarantine: bool, # False refuses misfits
 ) -> Lineage: # rows in, new members, members met again, rows set aside
     "Insert new members and update known ones by their natural key."
-    held = _columns(con, dim.name)
-    if dim.keep:
-        for c, (kind, _) in _columns(con, f"in_{dim.name}").items():
-            if c not in held:
-                con.execute(f'alter table {dim.name} add column "{c}" {kind}')
-    own = [c for c in _columns(con, dim.name) if c not in (dim.key, "inferred", *dim.derived)]
-    given = _columns(con, f"in_{dim.name}")
     _require(con, dim.name, [*dim.natural, *dim.columns])
-    own, held = [c for c in own if c in given], _columns(con, dim.name)
-    rules = [(f'"{c}" is null', f"{c} is missing") for c in own if c in dim.natural or not held[c][1]]
+    held = _own_columns(con, dim)
+    rules = [(f'"{c}" is null', f"{c} is missing") for c in held if c in dim.natural or not held[c][1]]
     rules += [(f"not ({sql})", f"not {sql}") for sql in dim.checks]
-    _judge(con, dim.name, {c: held[c][0] for c in own}, rules, dim.blanks, {}, "")
-    _unite(con, dim.name, list(dim.natural), own, "")
+    _judge(con, dim.name, {c: kind for c, (kind, _) in held.items()}, rules, dim.blanks, {}, "")
+    _unite(con, dim.name, list(dim.natural), list(held), "")
     bad = _set_aside(con, batch, dim.name, quarantine)
-    before, more = _count(con, dim.name), [c for c in own if c not in dim.natural]
+    before, more = _count(con, dim.name), [c for c in held if c not in dim.natural]
     same = " and ".join(f"d.{c} = n.{c}" for c in dim.natural)
     new = ", ".join([*(f'"{c}" = n."{c}"' for c in more), "inferred = false"])
     differs = " or ".join(["d.inferred", *(f'd."{c}" is distinct from n."{c}"' for c in more)])
@@ -312,10 +329,6 @@ def _load_dimension(
     _members(con, dim, f"select * from new_{dim.name}", more, inferred=False)
     rows, made = _count(con, f"in_{dim.name}"), _count(con, dim.name) - before
     return Lineage(batch, dim.name, rows, made, merged=rows - made - bad, quarantined=bad)
-
-def _count(con: duckdb.DuckDBPyConnection, table: str) -> int:
-    "Rows of a table."
-    return con.execute(f"select count(*) from {table}").fetchall()[0][0]
 
 # %% ../../nbs/etl/19_warehouse.ipynb #e57e181d
 def _infer(
@@ -411,7 +424,7 @@ def _open_star(
     for name, sql in star.views.items():
         con.execute(f"create or replace view {name} as {sql}")
 
-# %% ../../nbs/etl/19_warehouse.ipynb #2335f11c
+# %% ../../nbs/etl/19_warehouse.ipynb #28683ed4
 def _known(
     con: duckdb.DuckDBPyConnection, # the copy
     batch: str, # its name
@@ -424,6 +437,7 @@ def _known(
         raise ValueError(f"batch {batch!r} was loaded with other rows; a correction needs a batch name of its own")
     return [Lineage(*row[1:]) for row in rows]
 
+# %% ../../nbs/etl/19_warehouse.ipynb #86aa79f3
 def _prove(
     con: duckdb.DuckDBPyConnection, # the copy, loaded
     star: Star, # declared without keys
@@ -532,7 +546,7 @@ def load_star(
     with closing(_connect(db_path, read_only=True)) as con:
         return {name: _count(con, name) for name in star.names()}
 
-# %% ../../nbs/etl/19_warehouse.ipynb #8fe33d14
+# %% ../../nbs/etl/19_warehouse.ipynb #bcefef2a
 def _grouping(
     by: Sequence[str], # columns to group by
     totals: str | Sequence[Sequence[str]], # cube, rollup, none, or the sets of columns to group by
@@ -547,6 +561,7 @@ def _grouping(
         raise ValueError(f"totals names {strange}, which are not among the columns {list(by)} to group by")
     return "grouping sets (" + ", ".join(f"""({', '.join(f'"{c}"' for c in group)})""" for group in totals) + ")"
 
+# %% ../../nbs/etl/19_warehouse.ipynb #457a8e85
 def _check_columns(db_path: str | Path, table: str, asked: Sequence[str]) -> None:
     "Refuse a table or a column that the warehouse does not have."
     have = query(db_path, "select table_name, column_name from duckdb_columns() where not internal")

@@ -1,0 +1,87 @@
+"""Near-duplicates: properties, degenerate inputs, and the search against brute force."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigmodel_nb.etl.duplicates import duplicate_groups, fold_texts, near_duplicates, text_similarity
+
+SOME_TEXT = st.text(alphabet="ab cdé北京好上，。!AB\0\n_1１", max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(SOME_TEXT, SOME_TEXT)
+def test_similarity_is_symmetric_and_bounded(a, b):
+    forth, back = text_similarity([a], [b])[0], text_similarity([b], [a])[0]
+    assert forth == back and 0 <= forth <= 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(SOME_TEXT)
+def test_a_text_is_its_own_copy_unless_empty(a):
+    assert text_similarity([a], [a])[0] == (1.0 if fold_texts([a])[0] else 0.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(st.none(), SOME_TEXT), max_size=30), st.sampled_from([0.3, 0.5, 0.8, 1.0]))
+def test_any_list_gives_sorted_verified_pairs(texts, threshold):
+    pairs = near_duplicates(texts, threshold)
+    assert list(pairs.columns) == ["i", "j", "similarity"]
+    assert (pairs.i < pairs.j).all() and not pairs.duplicated(["i", "j"]).any()
+    assert ((pairs.similarity >= threshold) & (pairs.similarity <= 1)).all()
+    equal = {
+        (i, j)
+        for i in range(len(texts))
+        for j in range(i + 1, len(texts))
+        if texts[i] and fold_texts([texts[i]])[0] and texts[i] == texts[j]
+    }
+    assert equal <= set(zip(pairs.i, pairs.j, strict=True))
+
+
+def test_result_does_not_depend_on_the_run():
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(list("abcdef "), 50)) for _ in range(300)]
+    texts += [text[:20] + "x" + text[21:] for text in texts]
+    first = near_duplicates(texts)
+    pd.testing.assert_frame_equal(first, near_duplicates(pd.Series(texts, index=range(9, 609))))
+    assert {(i, i + 300) for i in range(300)} <= set(zip(first.i, first.j, strict=True))
+
+
+@pytest.mark.parametrize("gone", [None, float("nan"), pd.NA, "", "   "])
+def test_missing_and_empty_are_never_duplicates(gone):
+    assert near_duplicates([gone, gone, "a text", gone]).empty
+
+
+def test_one_very_long_text_among_short_ones():
+    long = "the quick brown fox jumps over the lazy dog " * 3000
+    pairs = near_duplicates(["short", long, "another short one", long + " again", "shortt"])
+    assert (1, 3) in set(zip(pairs.i, pairs.j, strict=True))
+
+
+@pytest.mark.parametrize("bad, error, words", [
+    (["a", 1], TypeError, r"texts\[1\] is a int"),
+    (["a", b"b"], TypeError, r"texts\[1\] is a bytes"),
+    ("abc", TypeError, "one string"),
+])
+def test_bad_texts_are_named(bad, error, words):
+    with pytest.raises(error, match=words):
+        near_duplicates(bad)
+
+
+@pytest.mark.parametrize("threshold", [0, -1, 1.01, float("nan")])
+def test_bad_thresholds_are_refused(threshold):
+    with pytest.raises(ValueError, match="threshold"):
+        near_duplicates(["a"], threshold)
+
+
+def test_too_many_pairs_are_an_error_that_names_the_text():
+    with pytest.raises(ValueError, match="position 1 alone is there 6,000 times"):
+        near_duplicates(["other", *["same"] * 6000])
+
+
+def test_groups_keep_the_first_of_each_chain():
+    pairs = pd.DataFrame({"i": [3, 5, 0], "j": [5, 9, 1], "similarity": [0.9, 0.9, 1.0]})
+    assert duplicate_groups(pairs).set_index("position").keep.to_dict() == {0: 0, 1: 0, 3: 3, 5: 3, 9: 3}
+    assert duplicate_groups(pairs.head(0)).empty
