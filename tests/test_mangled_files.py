@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bigmodel_nb.etl.extract import connect, read_csv, sniff_encoding, unused_name
+from bigmodel_nb.etl.extract import connect, read_csv, unused_name
 from bigmodel_nb.etl.files import salvage_csv, write_csv
+from bigmodel_nb.etl.sniff import sniff_encoding
 
 COUNTS = {"refused": 0, "read": 0, "set aside": 0}
 NUMBER = itertools.count()

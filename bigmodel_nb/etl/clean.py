@@ -79,11 +79,11 @@ def _settle(wide: ibis.Table, names: Sequence[str]) -> ibis.Table:
     kept = [name for name in wide.columns if not name.startswith(_NEW)]
     return wide.select(*(wide[_NEW + name].name(name) if name in names else wide[name] for name in kept))
 
-# %% ../../nbs/etl/09_clean.ipynb #01899d1c
+# %% ../../nbs/etl/09_clean.ipynb #283c5765
 MISSING = ("", "-", "--", "?", "n/a", "na", "nan", "nil", "none", "null", "unknown", "不详", "无", "未知")
-_UNTIDY = r"^\s|\s$|[^\S ]|\s\s|[\x{00A0}\x{3000}]" # most texts are tidy, and asking is cheaper than replacing
+_UNTIDY = r"^\s|\s$|[^\S ]|\s\s|[\x0B\x{00A0}\x{3000}]" # most texts are tidy, and asking is cheaper than replacing
 
-# %% ../../nbs/etl/09_clean.ipynb #02b821ca
+# %% ../../nbs/etl/09_clean.ipynb #79689b53
 def tidy_text(
     table: ibis.Table, # table with provenance
     columns: Sequence[str] | None = None, # text columns, None for all
@@ -95,7 +95,7 @@ def tidy_text(
     _needs(table, *columns)
     longest = max(map(len, missing), default=0)
     def tidy(text: Any) -> Any:
-        return ibis.ifelse(text.re_search(_UNTIDY), text.re_replace(r"[\s\x{00A0}\x{3000}]+", " ").strip(), text)
+        return ibis.ifelse(text.re_search(_UNTIDY), text.re_replace(r"[\s\x0B\x{00A0}\x{3000}]+", " ").strip(), text)
     def empty(text: Any) -> Any:
         no_value = ibis.ifelse(text.length() <= longest, text.lower().isin(missing), False)
         return ibis.ifelse(no_value, ibis.null("string"), text)

@@ -145,9 +145,9 @@ def weigh(
     length = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
     return (sparse.diags_array((1 / np.maximum(length, 1e-9)).astype(np.float32)) @ weighted).tocsr()
 
-# %% ../../nbs/etl/28_compare.ipynb #d155dfad
+# %% ../../nbs/etl/28_compare.ipynb #8350c503
 def vectors(
-    texts: Sequence[str], # one a row
+    texts: Sequence[str] | np.ndarray, # one a row
     cut: Callable[[str], list[str]], # from a text to its terms
 ) -> Any: # sparse matrix of unit rows
     "TF-IDF vectors of texts."

@@ -6,7 +6,7 @@
 __all__ = ['hide_password', 'split_address', 'connected', 'list_tables', 'describe_table', 'stream', 'read_query', 'read_table',
            'Written', 'write_table']
 
-# %% ../../nbs/etl/04_databases.ipynb #403dbcc5
+# %% ../../nbs/etl/04_databases.ipynb #8757e8c7
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .extract import check_file, unused_name
+from .extract import unused_name
+from .sniff import check_file
 from ..extras import require
 
 # %% ../../nbs/etl/04_databases.ipynb #7005ad04

@@ -56,7 +56,7 @@ def _text(
         value = ibis.ifelse(value.re_search("^ |[^a-z0-9 ]|  | $"), plain, value)
     return value.nullif("")
 
-# %% ../../nbs/etl/14_evidence.ipynb #80cc77f8
+# %% ../../nbs/etl/14_evidence.ipynb #417b4963
 def standardise(
     patients: ibis.Table, # one row a record, with hospital, local_id and some of EVIDENCE
 ) -> ibis.Table: # id from 0, hospital, local_id and EVIDENCE as text; one row a key, in the key's order
@@ -67,8 +67,11 @@ def standardise(
     text = {c: _text(patients, c) if c in patients.columns else ibis.null("string") for c in EVIDENCE}
     table = patients.select(*[patients[c].cast("string").name(c) for c in KEY],
                             *[value.name(c) for c, value in text.items()])
+    often = table.group_by(KEY).aggregate(_n=table.count())
+    again = table.semi_join(often.filter(often._n > 1), KEY)
     # of several values the smallest: any would do, and this one is the same in every run
-    table = table.group_by(KEY).aggregate(**{c: table[c].min() for c in EVIDENCE})
+    folded = again.group_by(KEY).aggregate(**{c: again[c].min() for c in EVIDENCE})
+    table = table.anti_join(often.filter(often._n > 1), KEY).union(folded)
     return table.select(ibis.row_number().over(order_by=KEY).name("id"), *KEY, *EVIDENCE)
 
 # %% ../../nbs/etl/14_evidence.ipynb #02609d08
@@ -88,18 +91,17 @@ def collisions(
         out[column] = float(pairs) / max(n * (n - 1), 1)
     return n, out
 
-# %% ../../nbs/etl/14_evidence.ipynb #dde729c0
-_RULES = (("birth_date",), NAMES, ("phone",), ("given_name", "year"), ("family_name", "year"), ("street", "postcode"),
-          ("street", "month"), ("suburb", "month"), ("street", "family_name"), ("street", "given_name"),
-          ("family_name", "postcode"), ("given_name", "postcode"), ("birth_date", "family_name"),
-          ("birth_date", "given_name"), ("birth_date", "postcode"), ("birth_date", "phone"), (*NAMES, "year"),
-          (*NAMES, "postcode"), ("phone", "given_name"), ("phone", "year"), ("family_name", "postcode", "month"))
+# %% ../../nbs/etl/14_evidence.ipynb #96118cb2
+_RULES = (("birth_date",), NAMES, ("phone",), ("given_name", "year"), ("family_name", "year"), ("suburb", "month"),
+          ("family_name", "postcode"), ("given_name", "postcode"), ("street", "postcode"), ("street", "family_name"),
+          ("street", "given_name"), ("birth_date", "family_name"), ("birth_date", "given_name"), (*NAMES, "year"),
+          ("phone", "given_name"), ("phone", "year"))
 
-# %% ../../nbs/etl/14_evidence.ipynb #40e37ae4
+# %% ../../nbs/etl/14_evidence.ipynb #37f4aea1
 def blocking_rules(
     n: int, # records
     chance: dict[str, float], # from `collisions`
-    per_record: float = 1.0, # pairs a record that one rule may make by chance
+    per_record: float = 0.5, # pairs a record that one rule may make by chance
     fewest: int = 300_000, # pairs that are always affordable
 ) -> list[tuple[str, ...]]: # columns that must agree; only pairs that satisfy one of the rules are compared
     "The loosest rules that this many records can afford."
@@ -138,7 +140,7 @@ _RARE = (8, 11) # bits of surprise from which a name is usual, and rare
 @ibis.udf.scalar.builtin(name="jaro_winkler_similarity")
 def _jaro_winkler_duckdb(a: str, b: str) -> float: ...
 
-# %% ../../nbs/etl/14_evidence.ipynb #aed9f086
+# %% ../../nbs/etl/14_evidence.ipynb #98f9417c
 def alike(
     con: Any, # the connection whose engine will compute it
 ) -> Callable[[Any, Any], Any]: # from two text columns to their similarity, 0 to 1
@@ -147,7 +149,7 @@ def alike(
         return _jaro_winkler_duckdb
     def jaro_winkler(a: str, b: str) -> float:
         similarity = require("rapidfuzz.distance").JaroWinkler.similarity
-        return pd.NA if a is None or b is None else similarity(a, b)
+        return None if a is None or b is None else similarity(a, b)
     return ibis.udf.scalar.python(jaro_winkler, signature=(("string", "string"), "float64"))
 
 # %% ../../nbs/etl/14_evidence.ipynb #226f46ea
@@ -187,7 +189,7 @@ def _contact_level(t: ibis.Table) -> Any:
     return ibis.cases((t.nowhere, 0), (home & t.phone, 1), (t.street & both, 2), (home, 3), (t.phone, 4),
                       (t.near & both, 5), (t.near & either, 6), (both, 7), (t.near, 8), (either, 9), else_=10)
 
-# %% ../../nbs/etl/14_evidence.ipynb #22d3f75c
+# %% ../../nbs/etl/14_evidence.ipynb #55b4f303
 # long: the evidence of both records side by side, in the order in which it is cheapest
 def compare(
     people: ibis.Table, # from `with_rarity`, stored
@@ -211,8 +213,9 @@ def compare(
         crossed=swap.fill_null(False), nowhere=nowhere, **agree,
         near=ibis.cases((no_street, False), (street == street_b, True), else_=similar(street, street_b) >= .88))
     sex = ibis.cases((t.sex_a == t.sex_b, 1), (t.sex_a.isnull() | t.sex_b.isnull(), 0), else_=2)
-    return t.select("a", "b", given_name=_name_level(t, "given_name", 4), family_name=_name_level(t, "family_name", 0),
-                    birth_date=_birth_level(t), sex=sex, contact=_contact_level(t))
+    t = t.select("a", "b", given_name=_name_level(t, "given_name", 4), family_name=_name_level(t, "family_name", 0),
+                 birth_date=_birth_level(t), sex=sex, contact=_contact_level(t))
+    return t.mutate(family_name=ibis.ifelse(t.contact.between(1, 4) & t.family_name.between(1, 3), 0, t.family_name))
 
 # %% ../../nbs/etl/14_evidence.ipynb #a14539f7
 def patterns(
@@ -291,17 +294,17 @@ def _with_exact(shares: np.ndarray, exact: float) -> np.ndarray:
     rest[1] = 0
     return np.maximum(rest / max(rest.sum(), 1e-9) * (1 - exact), 1e-9) + np.where(np.arange(len(shares)) == 1, exact, 0)
 
-# %% ../../nbs/etl/14_evidence.ipynb #d4db9de5
+# %% ../../nbs/etl/14_evidence.ipynb #99a376da
 def train(
     people: ibis.Table, # from `with_rarity`, stored
     seen: pd.DataFrame, # patterns of the candidate pairs
     n: int, # records
     chance: dict[str, float], # from `collisions`
     seed: int = 0, # which random pairs are drawn
-    most: float = 3e5, # pairs to learn from, for each of three samples
+    most: float = 1e5, # pairs to learn from, for each kind of block; twice as many random ones
 ) -> Weights: # prior, m and u
     "Learn prior, m and u from candidate pairs, random pairs and two kinds of blocks, without labels."
-    drawn = patterns(compare(people, ibis.memtable(random_pairs(n, int(most), seed))))
+    drawn = patterns(compare(people, ibis.memtable(random_pairs(n, int(2 * most), seed))))
     random = {c: _shares(drawn, c, drawn["n"].to_numpy(float)) for c in COMPARED}
     random["birth_date"] = _with_exact(random["birth_date"], chance["birth_date"])
     blocks = []

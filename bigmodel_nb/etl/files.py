@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_excel', 'read_parquet', 'read_file', 'salvage_csv', 'DateGuess', 'sniff_dates', 'Written', 'write_csv']
 
-# %% ../../nbs/etl/02_files.ipynb #35a70051
+# %% ../../nbs/etl/02_files.ipynb #a4b7fa00
 import codecs
 import csv
 import gzip
@@ -27,19 +27,8 @@ import ibis
 import pandas as pd
 import pyarrow as pa
 
-from bigmodel_nb.etl.extract import (
-    _MAGIC,
-    _as_utf8,
-    _check_names,
-    _header,
-    _number,
-    _quoted,
-    _store,
-    check_file,
-    read_csv,
-    read_json,
-    unused_name,
-)
+from .extract import _check_names, _header, _number, _quoted, _store, read_csv, read_json, unused_name
+from .sniff import MAGIC, as_utf8, check_file
 from ..extras import require
 
 # %% ../../nbs/etl/02_files.ipynb #8e85ba63
@@ -100,12 +89,12 @@ def _header_line(rows: list[list[str | None]]) -> int | None:
             return number
     return None
 
-# %% ../../nbs/etl/02_files.ipynb #b77e42b0
+# %% ../../nbs/etl/02_files.ipynb #24e9c642
 @contextmanager
 def _open_sheet(path: Path, sheet: str | None) -> Iterator[tuple[str, Any]]:
     "Name and streamed sheet of a workbook; refuses what is no workbook, and a choice nobody has made."
     openpyxl = require("openpyxl")
-    check_file(path, expected=_MAGIC[b"PK\x03\x04"])
+    check_file(path, expected=MAGIC[b"PK\x03\x04"])
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
@@ -181,14 +170,14 @@ def read_excel(
         kept = _insert(con, schema, _sheet_batches(path, chain(head[line:], rows), schema, line))
     return _number(con, kept, source or f"{path.name}/{name}")
 
-# %% ../../nbs/etl/02_files.ipynb #39a9f030
+# %% ../../nbs/etl/02_files.ipynb #03f8c5ce
 def read_parquet(
     con: Any, # connection from `extract.connect`
     path: str | Path, # Parquet file
     source: str | None = None, # name for `_source`, None for the file's name
 ) -> ibis.Table: # the file's columns with their types, `_source` and `_row`
     "Read a Parquet file; its types were decided by whoever wrote it, and are kept."
-    path = check_file(path, expected=_MAGIC[b"PAR1"])
+    path = check_file(path, expected=MAGIC[b"PAR1"])
     try:
         return _number(con, _store(con, "FROM read_parquet(?)", [str(path)]), source or path.name)
     except duckdb.Error as error:
@@ -262,7 +251,7 @@ def _judge(text: Path, delimiter: str, width: int) -> Iterator[tuple[list[str], 
 _BAD = pa.schema([("_source", pa.string()), ("_row", pa.int64()), ("line", pa.int64()), ("lines", pa.int64()),
                   ("reason", pa.string()), ("text", pa.string())])
 
-# %% ../../nbs/etl/02_files.ipynb #f6aa8079
+# %% ../../nbs/etl/02_files.ipynb #0a6e20e1
 def salvage_csv(
     con: Any, # connection from `extract.connect`
     path: str | Path, # delimited text file with a header line
@@ -273,7 +262,7 @@ def salvage_csv(
     "Read a delimited file and set aside, counted and with their text, the records that do not fit its header."
     path, bad = Path(path), list[dict[str, Any]]()
     name = source or path.name
-    with _as_utf8(path, encoding) as text:
+    with as_utf8(path, encoding) as text:
         names, delimiter = _header(path, text, delimiter)
         schema = pa.schema([*((column, pa.string()) for column in [*names, "_source"]), ("_row", pa.int64())])
         def batches() -> Iterator[pa.RecordBatch]:

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['PATTERNS', 'read_lines', 'Pattern', 'find_pattern', 'Parsed', 'parse_lines', 'sessions']
 
-# %% ../../nbs/etl/03_logs.ipynb #48cb0dcc
+# %% ../../nbs/etl/03_logs.ipynb #8e9cd77e
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ibis
 import pandas as pd
 
-from .extract import check_file, sniff_encoding, store, unused_name
+from .extract import store, unused_name
+from .sniff import check_file, sniff_encoding
 
 # %% ../../nbs/etl/03_logs.ipynb #9a74bf61
 def read_lines(

@@ -133,27 +133,38 @@ def _vote(
     ranked = votes.mutate(_rank=ibis.row_number().over(group_by="entity", order_by=order))
     return ranked.filter(ranked._rank == 0).select("entity", column)
 
-# %% ../../nbs/etl/14_match.ipynb #75bcfd1a
+# %% ../../nbs/etl/14_match.ipynb #fb5d611a
+def _elected(
+    table: ibis.Table, # patients with entity, several rows each, stored
+    rules: dict[str, str], # column -> vote, median, max or min
+    columns: Sequence[str], # what to merge
+) -> ibis.Table: # one row an entity
+    "Survivors of entities that have more than one record."
+    voted = [c for c in columns if rules.get(c, "vote") == "vote"]
+    flags = [c for c in columns if table[c].type().is_boolean()]
+    simple = {c: getattr(table[c].cast("int8") if c in flags else table[c], rules[c])() for c in columns if c not in voted}
+    ends = {f"_{end}_{c}": getattr(table[c], end)() for c in voted for end in ("min", "max")}
+    merged = store(table.group_by("entity").aggregate(
+        records=table.count(), hospitals=table.hospital.nunique(), **simple, **ends))
+    for c in voted: # an election only where somebody disagrees
+        torn = merged.filter(merged[f"_min_{c}"] != merged[f"_max_{c}"]).select("entity")
+        won = store(_vote(table.semi_join(torn, "entity"), c).rename({f"_won_{c}": c}))
+        merged = merged.left_join(won, "entity").drop("entity_right")
+    cells = {c: merged[c].cast("boolean") if c in flags else merged[c] for c in columns if c not in voted}
+    cells |= {c: ibis.coalesce(merged[f"_won_{c}"], merged[f"_min_{c}"]) for c in voted}
+    return merged.select("entity", **{c: cells[c] for c in columns}, records=merged.records, hospitals=merged.hospitals)
+
 def survivors(
     table: ibis.Table, # patients with entity, from `attach`
     rules: dict[str, str] | None = None, # column -> vote, median, max or min; None for RULES
 ) -> ibis.Table: # one row an entity, with `records` and `hospitals`, how many fed it
     "One row a person by survivorship rules."
-    rules = RULES if rules is None else rules
     columns = [c for c in table.columns if c not in (*KEY, "entity")]
-    voted = [c for c in columns if rules.get(c, "vote") == "vote"]
-    flags = [c for c in columns if table[c].type().is_boolean()]
-    simple = {c: getattr(table[c].cast("int8") if c in flags else table[c], rules[c])() for c in columns if c not in voted}
-    ends = {f"_{end}_{c}": getattr(table[c], end)() for c in voted for end in ("min", "max")}
-    merged = table.group_by("entity").aggregate(records=table.count(), hospitals=table.hospital.nunique(), **simple, **ends)
-    merged = store(merged)
-    for c in voted: # an election only where somebody disagrees
-        torn = merged.filter(merged[f"_min_{c}"] != merged[f"_max_{c}"]).select("entity")
-        won = _vote(table.semi_join(torn, "entity"), c).rename({f"_won_{c}": c})
-        merged = merged.left_join(won, "entity").drop("entity_right")
-    cells = {c: merged[c].cast("boolean") if c in flags else merged[c] for c in columns if c not in voted}
-    cells |= {c: ibis.coalesce(merged[f"_won_{c}"], merged[f"_min_{c}"]) for c in voted}
-    return merged.select("entity", **{c: cells[c] for c in columns}, records=merged.records, hospitals=merged.hospitals)
+    sizes = table.group_by("entity").aggregate(_n=table.count())
+    several = store(table.semi_join(sizes.filter(sizes._n > 1), "entity"))
+    elected = _elected(several, RULES if rules is None else rules, columns)
+    alone = table.semi_join(sizes.filter(sizes._n == 1), "entity").mutate(records=1, hospitals=1)
+    return elected.union(alone.select(elected.columns).cast(dict(elected.schema())))
 
 # %% ../../nbs/etl/14_match.ipynb #b070ffc7
 def lineage(

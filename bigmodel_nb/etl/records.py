@@ -15,26 +15,30 @@ import pandas as pd
 from .compare import Column, cosines, grams, read_column, similarity, vectors, weigh, words
 from ..extras import require
 
-# %% ../../nbs/etl/15_records.ipynb #4abd007d
+# %% ../../nbs/etl/15_records.ipynb #bdf599f9
 def _value_pairs(
     columns: list[Column], # the attributes
 ) -> Any: # sparse matrix: a term for every two values that stand in one row
     "Pairs of equal values as terms."
     used = [pd.factorize(c.text) for c in columns if c.kind != "long"]
     used = sorted(used, key=lambda item: -len(item[1]))[:10]
-    keys, rows, start = [], [], 0
+    keys: list[np.ndarray] = []
+    rows: list[np.ndarray] = []
+    start = 0
     for i, (a, values_a) in enumerate(used):
         for b, values_b in used[i + 1:]:
             here = np.flatnonzero((values_a[a] != "") & (values_b[b] != ""))
             found, codes = np.unique(a[here].astype(np.int64) * len(values_b) + b[here], return_inverse=True)
-            keys, rows, start = [*keys, codes + start], [*rows, here], start + len(found)
+            keys.append(codes + start)
+            rows.append(here)
+            start += len(found)
     if not start:
         return None
     where, terms = np.concatenate(rows), np.concatenate(keys)
     ones = np.ones(len(where), np.float32)
     return weigh(require("scipy.sparse").csr_array((ones, (where, terms)), shape=(len(columns[0].text), start)))
 
-# %% ../../nbs/etl/15_records.ipynb #0bbe5e6b
+# %% ../../nbs/etl/15_records.ipynb #860b379c
 def _nearest(
     a: Any, # vectors of rows that ask
     b: Any, # vectors of rows that answer
@@ -51,19 +55,19 @@ def _nearest(
     answers, out = answers.T.tocsr(), []
     for start in range(0, a.shape[0], 1000):
         found = (a[start:start + 1000] @ answers).tocsr()
-        for i, (lo, hi) in enumerate(zip(found.indptr, found.indptr[1:])):
+        for i, (lo, hi) in enumerate(zip(found.indptr[:-1], found.indptr[1:], strict=True)):
             j = found.indices[lo:hi]
             j = j[np.argpartition(found.data[lo:hi], -k)[-k:]] if len(j) > k else j
             out.append(np.stack([np.full(len(j), start + i), j]))
     return np.concatenate(out, axis=1).T.astype(np.int64)
 
-# %% ../../nbs/etl/15_records.ipynb #5bc9d618
+# %% ../../nbs/etl/15_records.ipynb #e8554842
 def candidates(
     columns: list[Column], # the attributes
     first: int, # rows of the left table; all rows if one table is compared with itself
 ) -> tuple[np.ndarray, list[Any]]: # pairs of row numbers, left before right, and the vectors of whole rows
     "Pairs worth a comparison, by words, by letter triples and by pairs of equal values."
-    texts = [" ".join(filter(None, row)) for row in zip(*[c.text for c in columns])]
+    texts = [" ".join(filter(None, row)) for row in zip(*[c.text for c in columns], strict=True)]
     n = len(texts)
     views = [vectors(texts, words), vectors(texts, grams), _value_pairs(columns)]
     k, work = (10, 8e3) if n <= 50_000 else (5, 2e3)
@@ -81,7 +85,7 @@ def candidates(
     pairs = np.stack([keys // n, keys % n], axis=1)
     return pairs[pairs[:, 0] != pairs[:, 1]], views[:2]
 
-# %% ../../nbs/etl/15_records.ipynb #050644e6
+# %% ../../nbs/etl/15_records.ipynb #20951fda
 def _levels(
     x: np.ndarray, # similarities of one measure
     likely: np.ndarray, # which pairs are each other's best
@@ -92,6 +96,7 @@ def _levels(
     edges = np.unique(np.concatenate([np.zeros(0), *[np.quantile(v, np.linspace(0, 1, 12)[1:-1]) for v in sets]]))
     return np.where(here, 1 + np.searchsorted(edges, x, side="right"), 0), len(edges) + 2
 
+# %% ../../nbs/etl/15_records.ipynb #e15b79e7
 def level_weights(
     level: np.ndarray, # level of each pair, 0 where missing
     count: int, # how many levels there are
@@ -129,7 +134,7 @@ def _rivals(
     "What speaks for somebody else."
     return np.bincount(ends, odds)[ends] - odds
 
-# %% ../../nbs/etl/15_records.ipynb #0c9a6bba
+# %% ../../nbs/etl/15_records.ipynb #8971ec3a
 def _second(
     score: np.ndarray, # of each pair
     ends: np.ndarray, # a row number of each pair
@@ -141,6 +146,7 @@ def _second(
     top = score[order][first]
     return top, np.where(follows[first], score[order][np.minimum(first + 1, len(score) - 1)], -np.inf)
 
+# %% ../../nbs/etl/15_records.ipynb #c8c33148
 def several(
     score: np.ndarray, # log odds of each pair before rivals
     ends: np.ndarray, # a row number of each pair
@@ -158,7 +164,7 @@ class Fit(NamedTuple):
     prior: float # log odds of a candidate pair before any evidence
     free: tuple[bool, bool] # whether left and right rows may have several partners
 
-# %% ../../nbs/etl/15_records.ipynb #839f1eb2
+# %% ../../nbs/etl/15_records.ipynb #48944c40
 def _start(
     closeness: np.ndarray, # cosine of whole rows
     pairs: np.ndarray, # row numbers
@@ -173,7 +179,7 @@ def _start(
         np.maximum.at(top, ends, score)
         best &= (score >= top[ends]).reshape(-1, len(pairs)).all(axis=0)
     others = closeness[~best]
-    return .9 * (best & (closeness > (np.quantile(others, .98) if len(others) else 0))), best
+    return .9 * (best & (closeness > (np.quantile(others, .999) if len(others) else 0))), best
 
 # %% ../../nbs/etl/15_records.ipynb #9de84ba6
 def _contest(
