@@ -8,15 +8,15 @@ import pytest
 
 pytest.importorskip("duckdb")
 
-from hypothesis import HealthCheck, example, given, settings  # noqa: E402
+from hypothesis import HealthCheck, Phase, example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from bigmodel_nb.etl.bookmarks import new_lines, open_bookmarks  # noqa: E402
+from bigmodel_nb.etl.bookmarks import new_lines, open_bookmarks, read_tail  # noqa: E402
 from bigmodel_nb.etl.extract import connect  # noqa: E402
 from bigmodel_nb.etl.logs import PATTERNS, find_pattern, parse_lines, read_lines, sessions  # noqa: E402
 
 NUMBER = itertools.count()
-STEADY = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+STEADY = settings(phases=[Phase.explicit, Phase.generate], deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 SOUND = {
     "combined": ['10.0.0.1 - ann [01/May/2024:08:00:00 +0200] "GET / HTTP/1.1" 200 12 "-" "x"', '::1 - - [01/May/2024:08:00:00 +0000] "" 400 -'],
@@ -63,7 +63,7 @@ def logs(draw):
     return kind, data or b"\n"
 
 
-@settings(STEADY, max_examples=300)
+@settings(STEADY, max_examples=100)
 @given(log=logs())
 def test_every_line_is_a_row_a_part_of_one_or_quarantined(con, tmp_path_factory, log):
     kind, data = log
@@ -82,7 +82,7 @@ def test_every_line_is_a_row_a_part_of_one_or_quarantined(con, tmp_path_factory,
             assert detail == "\n".join(text[start + at] for at in range(1, detail.count("\n") + 2))     # the lines right below
 
 
-WORD = st.text(alphabet="abcXYZ019_.-", min_size=1, max_size=8).filter(lambda word: word != "-")
+WORD = st.text(alphabet="abcXYZ019_.-", max_size=7).map(lambda end: "a" + end)       # a dash in front would be part of the separator
 WORDS = st.lists(WORD, min_size=1, max_size=4).map(" ".join)
 MOMENT = st.datetimes(dt.datetime(1990, 1, 1), dt.datetime(2099, 1, 1)).map(lambda at: at.replace(microsecond=at.microsecond // 1000 * 1000))
 ZONE = st.integers(-14 * 4, 14 * 4).map(lambda quarters: dt.timezone(dt.timedelta(minutes=15 * quarters)))
@@ -94,7 +94,7 @@ def one(con, folder, line, kind):
     return rows.iloc[0]
 
 
-@settings(STEADY, max_examples=40)
+@settings(STEADY, max_examples=12)
 @given(at=MOMENT, zone=ZONE, status=st.integers(100, 599), size=st.none() | st.integers(0, 10**12), agent=WORDS, quote=st.booleans())
 def test_a_web_server_line_comes_back(con, tmp_path_factory, at, zone, status, size, agent, quote):
     at = at.replace(microsecond=0, tzinfo=zone)
@@ -106,7 +106,7 @@ def test_a_web_server_line_comes_back(con, tmp_path_factory, at, zone, status, s
     assert (row["bytes"] is None or row["bytes"] != row["bytes"]) if size is None else row["bytes"] == size
 
 
-@settings(STEADY, max_examples=40)
+@settings(STEADY, max_examples=12)
 @given(at=MOMENT, level=st.sampled_from(["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"]), thread=WORD, logger=WORD,
        message=WORDS | st.just(""), sides=st.sampled_from(["before", "after"]))
 def test_a_java_line_comes_back(con, tmp_path_factory, at, level, thread, logger, message, sides):
@@ -117,7 +117,7 @@ def test_a_java_line_comes_back(con, tmp_path_factory, at, level, thread, logger
     assert row[f"thread_{sides}"] == thread
 
 
-@settings(STEADY, max_examples=40)
+@settings(STEADY, max_examples=12)
 @given(at=MOMENT, level=st.sampled_from(["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]), logger=WORD, message=WORDS)
 def test_a_python_line_comes_back(con, tmp_path_factory, at, level, logger, message):
     line = f"{at:%Y-%m-%d %H:%M:%S},{at.microsecond // 1000:03d} - {logger} - {level} - {message}"
@@ -126,7 +126,7 @@ def test_a_python_line_comes_back(con, tmp_path_factory, at, level, logger, mess
     assert row["message"] == message
 
 
-@settings(STEADY, max_examples=40)
+@settings(STEADY, max_examples=12)
 @given(at=MOMENT, zone=ZONE, priority=st.integers(0, 191), host=WORD, app=WORD, message=WORDS,
        data=st.sampled_from(["-", '[x@1 a="b"]', '[x@1 a="]\\"\\]"][y]']))
 def test_a_syslog_line_comes_back(con, tmp_path_factory, at, zone, priority, host, app, message, data):
@@ -137,7 +137,7 @@ def test_a_syslog_line_comes_back(con, tmp_path_factory, at, zone, priority, hos
     assert row["data"] is None if data == "-" else row["data"] == data
 
 
-@settings(STEADY, max_examples=40)
+@settings(STEADY, max_examples=12)
 @given(record=st.dictionaries(st.text(max_size=5), st.recursive(st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),
        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5), max_size=4))
 def test_a_json_line_comes_back(con, tmp_path_factory, record):
@@ -156,8 +156,7 @@ def test_a_day_that_does_not_exist_is_quarantined(con, tmp_path, line, kind):
     texts = {"combined": f'h - - [{line}:08:00:00 +0000] "GET / HTTP/1.1" 200 1', "java": f"{line} 08:00:00 INFO a - b",
              "python": f"{line} 08:00:00 - a - INFO - b", "syslog": f"<1>1 {line}T08:00:00Z h a - - - x"}
     _, rows, bad, _ = parsed(con, tmp_path, texts[kind].encode(), kind)
-    assert len(rows) == (kind == "syslog" and len(rows)) and len(rows) + len(bad) == 1
-    assert kind == "syslog" or bad["reason"].tolist() == ["no time in it"]
+    assert len(rows) == 0 and bad["reason"].tolist() == ["no time in it"]
 
 
 def test_a_trace_under_a_quarantined_line_is_quarantined_with_it(con, tmp_path):
@@ -173,31 +172,39 @@ def test_the_pattern_of_a_log_is_found(con, tmp_path, kind):
     assert found["pattern"][0] == kind and found["share"][0] == 1
 
 
-@settings(STEADY, max_examples=25)
+@settings(STEADY, max_examples=8)
 @given(parts=st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=6))
 @example(parts=[(3, True), (0, True), (2, False)])
 def test_a_rotated_log_is_read_once_and_whole(con, tmp_path_factory, parts):
-    folder, number, got = tmp_path_factory.mktemp("rotated"), itertools.count(), []
-    log, written = folder / "app.log", []
-    for at, (more, rotate) in enumerate(parts):
+    folder, number = tmp_path_factory.mktemp("rotated"), itertools.count()
+    log, written, got = folder / "app.log", [], []
+
+    def write(more):
         fresh = [f"2024-05-01 08:00:00,000 INFO a.B - n={next(number)}" for _ in range(more)]
         with open(log, "a") as file:
             file.writelines(line + "\n" for line in fresh)
-        written += fresh
-        if rotate and log.stat().st_size:
-            log.rename(folder / f"app.log.{at}")
-            log.touch()
-        for _ in range(3):                                          # one call reads one file: first the rotated one's rest
+        written.extend(fresh)
+
+    def read():
+        for _ in range(2):                                          # one call reads one file: first the rotated one's rest
             with open_bookmarks(folder / "state.json") as marks:
-                lines = new_lines(con, marks, log)
-                found = parse_lines(lines, "java")
-                got += found.rows.order_by("_source", "_row").message.to_pandas().tolist()
+                found = parse_lines(new_lines(con, read_tail(marks, log)), "java")
+                got.extend(found.rows.order_by("_row").message.to_pandas())
                 assert found.counts["quarantined"] == 0
                 marks.commit()
+
+    write(1)
+    read()                                                          # a bookmark knows a file that it has seen
+    for at, (more, rotate) in enumerate(parts):
+        write(more)
+        if rotate and log.stat().st_size:
+            log.rename(folder / f"app.log.{at}")
+            write(1)
+        read()
     assert got == [line.split(" - ")[1] for line in written]
 
 
-@settings(STEADY, max_examples=25)
+@settings(STEADY, max_examples=15)
 @given(pauses=st.lists(st.sampled_from([0, 1, 1799, 1800, 1801, 86400]), min_size=1, max_size=12), who=st.lists(st.sampled_from("ab"), min_size=12, max_size=12))
 def test_sessions_are_cut_as_a_loop_would(con, tmp_path_factory, pauses, who):
     at, lines, expected, last = dt.datetime(2024, 5, 1, tzinfo=dt.timezone.utc), [], [], {}

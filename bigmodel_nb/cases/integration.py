@@ -7,7 +7,7 @@ __all__ = ['SYNONYMS', 'LAB_UNITS', 'COPIES', 'Tables', 'read_hospital', 'unsign
            'event_steps', 'harmonise', 'measurement_rules', 'settle', 'Joined', 'join', 'clinic_schema',
            'clinic_folders', 'read_clinic', 'repairs']
 
-# %% ../../nbs/cases/04_integration.ipynb #3de9d942
+# %% ../../nbs/cases/04_integration.ipynb #e229779f
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import ibis
 import pandas as pd
 
 from .dialects import DIALECTS, unit_slips
-from ..etl import clean, extract, match
+from ..etl import audit, clean, extract, match
 from ..etl.schema import Column, Schema, quarantine, validate
 
 # %% ../../nbs/cases/04_integration.ipynb #b7746210
@@ -368,7 +368,7 @@ def _doubles(table: pd.DataFrame, errors: pd.DataFrame, keys: list[str]) -> int:
     shared = [k for k in keys if k in errors]
     return len(errors.merge(left[shared].astype(str).drop_duplicates(), on=shared)) if len(left) else 0
 
-# %% ../../nbs/cases/04_integration.ipynb #db029c8b
+# %% ../../nbs/cases/04_integration.ipynb #eece092b
 def repairs(
     settled: Tables, # from `settle`
     aside: ibis.Table, # measurements set aside, from `settle`
@@ -386,7 +386,7 @@ def repairs(
     for name, (final, keys) in finals.items():
         mine = errors[errors.table == name]
         cells, twice = mine[mine.kind != "duplicate"], mine[mine.kind == "duplicate"]
-        kinds = clean.repair_score(final, cells, keys, tolerance=.02)["by_kind"] if len(cells) else pd.DataFrame()
+        kinds = audit.repair_score(final, cells, keys, tolerance=.02)["by_kind"] if len(cells) else pd.DataFrame()
         out += [(name, kind, row.sum(), row.repaired, row.quarantined, row.missed) for kind, row in kinds.iterrows()]
         if len(twice):
             left = _doubles(settled.patients.to_pandas() if name == "patients" else final, twice, same[name])

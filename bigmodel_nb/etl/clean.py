@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Step', 'MISSING', 'UNITS', 'MOLAR', 'SLIPS', 'rename', 'apply_steps', 'tidy_text', 'repair_mojibake', 'fold',
            'parse_dates', 'parse_numbers', 'conversion_factor', 'convert_units', 'match_code', 'map_codes',
-           'drop_duplicates', 'repair_slips', 'repair_score']
+           'drop_duplicates', 'repair_slips']
 
-# %% ../../nbs/etl/09_clean.ipynb #9841a2a5
+# %% ../../nbs/etl/09_clean.ipynb #b9e003d7
 import math
 import re
 import unicodedata
@@ -17,7 +17,6 @@ from functools import reduce
 from typing import Any
 
 import ibis
-import pandas as pd
 
 from .extract import store
 from .schema import duplicated_measures as duplicated_measures
@@ -406,42 +405,3 @@ def repair_slips(
     changes = _record(judged, "repair_slips", value, judged._suspect, judged[value], judged._after, judged._why)
     new = ibis.ifelse(judged._suspect, judged._after, judged[value])
     return judged.mutate(**{value: new}).select(*table.columns), changes
-
-# %% ../../nbs/etl/09_clean.ipynb #84e9657a
-def _text(value: Any) -> str:
-    "A cell as folded text, a date without its midnight."
-    return fold(str(value).removesuffix(" 00:00:00"))
-
-# %% ../../nbs/etl/09_clean.ipynb #e45c7ce9
-def _same_value(left: Any, right: Any, tolerance: float) -> bool:
-    "Whether two cells mean the same: numbers within a tolerance, other values as folded text."
-    if pd.isna(left) or pd.isna(right):
-        return bool(pd.isna(left) and pd.isna(right))
-    try:
-        return math.isclose(float(left), float(right), rel_tol=tolerance, abs_tol=1e-9)
-    except (TypeError, ValueError):
-        return _text(left) == _text(right)
-
-# %% ../../nbs/etl/09_clean.ipynb #dd5dc5fc
-def repair_score(
-    clean: pd.DataFrame, # cleaned rows, with the key columns
-    errors: pd.DataFrame, # planted errors: the key columns, "column" ("" for a whole row), "true", maybe "kind"
-    keys: Sequence[str] = ("_source", "_row"), # columns that find an error's row
-    tolerance: float = 0.01, # relative difference at which two numbers are the same
-) -> dict[str, Any]: # n, repaired, quarantined, missed, rate (repaired / n) and by_kind, a DataFrame
-    "How many planted errors were put right, set aside or emptied, and missed."
-    rows = clean.set_index(pd.MultiIndex.from_frame(clean[list(keys)]))
-    rows = rows[~rows.index.duplicated()]
-    fates = []
-    for error in errors.to_dict("records"):
-        at, column = tuple(error[key] for key in keys), error["column"]
-        if not column:
-            fates.append("missed" if at in rows.index else "repaired")
-            continue
-        value: Any = rows.at[at, column] if at in rows.index and column in rows.columns else None
-        right = _same_value(value, error["true"], tolerance)
-        fates.append("repaired" if right else "quarantined" if pd.isna(value) else "missed")
-    counts = {fate: fates.count(fate) for fate in ("repaired", "quarantined", "missed")}
-    kinds = pd.Series(errors["kind"].to_numpy() if "kind" in errors else ["any"] * len(errors), name="kind")
-    table = pd.crosstab(kinds, pd.Series(fates, name="fate")).reindex(columns=list(counts), fill_value=0)
-    return {"n": len(fates), **counts, "rate": counts["repaired"] / max(len(fates), 1), "by_kind": table}

@@ -109,20 +109,21 @@ def _compiler() -> Any:
             return self.f.regexp_replace(arg, pattern, java)
     return Compiler()
 
-# %% ../../nbs/etl/26_spark.ipynb #8f2dd0d2
+# %% ../../nbs/etl/26_spark.ipynb #22601c2a
 @cache
 def _engine() -> Any:
     "Ibis' backend for Spark, where temporary tables exist and the end is the end."
-    require("pyspark")
-    class SparkEngine(ibis.pyspark.Backend): # type: ignore[name-defined, misc]
+    base, _ = require("ibis.backends.pyspark").Backend, ibis.pyspark # a first look makes Ibis load Spark's options
+    class SparkEngine(base): # type: ignore[valid-type, misc]
         "The handle: an Ibis connection."
-        compiler, folder, kept = _compiler(), "", ()
+        compiler, folder = _compiler(), ""
+        kept: tuple[str, ...] = ()
         def create_table(self, name: str, /, obj: Any = None, *, temp: bool | None = None, **options: Any) -> ibis.Table:
             self.kept = (*self.kept, name) if temp else self.kept
             return super().create_table(name, obj, **options)
         def disconnect(self) -> None:
-            for name in self.kept:
-                self.drop_table(name, force=True)
+            for kept in self.kept:
+                self.drop_table(kept, force=True)
             if self.folder: # the session is ours
                 _stop(self._session)
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -190,7 +191,7 @@ def carry(
         raise ValueError(f"{con.name} reads other types: {', '.join(changed)}. Cast these columns first, such as to int64.")
     return there
 
-# %% ../../nbs/etl/26_spark.ipynb #1e94c62f
+# %% ../../nbs/etl/26_spark.ipynb #976cd4ed
 def _sorted(table: ibis.Table) -> pd.DataFrame:
     "All rows in one order, whatever the engine's: whole values first, floats last; a missing cell is None."
     frame = table.to_pandas()
@@ -211,7 +212,7 @@ def differences(
     if len(one) != len(two):
         return pd.DataFrame([(None, "number of rows", len(one), len(two))], columns=["row", "column", "left", "right"])
     for name in one.columns:
-        for row, (a, b) in enumerate(zip(one[name], two[name])):
+        for row, (a, b) in enumerate(zip(one[name], two[name], strict=True)):
             near = isinstance(a, float) and isinstance(b, float) and abs(a - b) <= tolerance * max(abs(a), abs(b))
             if not (near or a == b):
                 found.append((row, name, a, b))
