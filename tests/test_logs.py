@@ -16,19 +16,53 @@ from bigmodel_nb.etl.extract import connect  # noqa: E402
 from bigmodel_nb.etl.logs import PATTERNS, find_pattern, parse_lines, read_lines, sessions  # noqa: E402
 
 NUMBER = itertools.count()
-STEADY = settings(phases=[Phase.explicit, Phase.generate], deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+STEADY = settings(
+    phases=[Phase.explicit, Phase.generate],
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 
 SOUND = {
-    "combined": ['10.0.0.1 - ann [01/May/2024:08:00:00 +0200] "GET / HTTP/1.1" 200 12 "-" "x"', '::1 - - [01/May/2024:08:00:00 +0000] "" 400 -'],
+    "combined": [
+        '10.0.0.1 - ann [01/May/2024:08:00:00 +0200] "GET / HTTP/1.1" 200 12 "-" "x"',
+        '::1 - - [01/May/2024:08:00:00 +0000] "" 400 -',
+    ],
     "java": ["2024-05-01 08:00:00,123 ERROR [main] a.B - broke", "2024-05-01T08:00:00 [t-1] INFO a.B - "],
     "python": ["2024-05-01 08:00:00,123 - app - WARNING - low", "2024-05-01 08:00:00 INFO started"],
     "syslog": ["<34>1 2024-05-01T08:00:00.5Z host su 12 ID47 - login failed", '<191>1 - - - - - [x@1 a="b\\]c"]'],
     "json": ['{"a": 1}', ' {"a": {"b": "}"}} '],
 }
-FOLLOW = ["\tat a.B.c(B.java:1)", "java.io.IOException: x", "Caused by: y", "... 3 more", "", "ValueError: z",
-          "Traceback (most recent call last):", '  File "x.py", line 1, in f']
-JUNK = ["####", "{", '"', "10.0.0.1 - - [bad", "<999>1 - - - - - -", "2024-13-45 99:99:99,000 ERROR [m] a - b", "'; DROP TABLE x; --",
-        "{0}", "\ufffd", "行", "<html>", "+", "2024-05-01", '{"a": }', "\u2028", "\x0c", "\x1c"]
+FOLLOW = [
+    "\tat a.B.c(B.java:1)",
+    "java.io.IOException: x",
+    "Caused by: y",
+    "... 3 more",
+    "",
+    "ValueError: z",
+    "Traceback (most recent call last):",
+    '  File "x.py", line 1, in f',
+]
+JUNK = [
+    "####",
+    "{",
+    '"',
+    "10.0.0.1 - - [bad",
+    "<999>1 - - - - - -",
+    "2024-13-45 99:99:99,000 ERROR [m] a - b",
+    "'; DROP TABLE x; --",
+    "{0}",
+    "\ufffd",
+    "行",
+    "<html>",
+    "+",
+    "2024-05-01",
+    '{"a": }',
+    "\u2028",
+    "\x0c",
+    "\x1c",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +87,9 @@ def parsed(con, folder, data, kind):
 def logs(draw):
     "A pattern and lines of every sort, some of them mangled."
     kind = draw(st.sampled_from(sorted(PATTERNS)))
-    line = st.sampled_from(SOUND[kind]) | st.sampled_from(FOLLOW) | st.sampled_from(JUNK) | st.sampled_from(sum(SOUND.values(), []))
+    line = (
+        st.sampled_from(SOUND[kind]) | st.sampled_from(FOLLOW) | st.sampled_from(JUNK) | st.sampled_from(sum(SOUND.values(), []))
+    )
     lines = draw(st.lists(line | st.text(alphabet='ab [{"}]:-\\<1>\t\x0b\x85', max_size=12), min_size=1, max_size=12))
     end = draw(st.sampled_from(["\n", "\r\n"]))
     data = end.join(lines).encode() + (end.encode() if draw(st.booleans()) else b"")
@@ -68,7 +104,7 @@ def logs(draw):
 def test_every_line_is_a_row_a_part_of_one_or_quarantined(con, tmp_path_factory, log):
     kind, data = log
     lines, rows, bad, counts = parsed(con, tmp_path_factory.getbasetemp(), data, kind)
-    assert len(lines) == data.count(b"\n") + (not data.endswith(b"\n"))         # as many lines as the file has
+    assert len(lines) == data.count(b"\n") + (not data.endswith(b"\n"))  # as many lines as the file has
     assert lines["_row"].tolist() == list(range(1, len(lines) + 1))
     assert counts["lines"] == counts["rows"] + counts["continuations"] + counts["quarantined"] == len(lines)
     details = rows["detail"].dropna()
@@ -76,15 +112,17 @@ def test_every_line_is_a_row_a_part_of_one_or_quarantined(con, tmp_path_factory,
     assert (len(rows), len(bad), follow) == (counts["rows"], counts["quarantined"], counts["continuations"])
     text = dict(zip(lines["_row"], lines["line"], strict=True))
     assert not set(rows["_row"]) & set(bad["_row"])
-    assert all(text[number] == line for number, line in zip(bad["_row"], bad["line"], strict=True))     # kept as it stood
+    assert all(text[number] == line for number, line in zip(bad["_row"], bad["line"], strict=True))  # kept as it stood
     for start, detail in zip(rows["_row"], rows["detail"], strict=True):
         if isinstance(detail, str):
-            assert detail == "\n".join(text[start + at] for at in range(1, detail.count("\n") + 2))     # the lines right below
+            assert detail == "\n".join(text[start + at] for at in range(1, detail.count("\n") + 2))  # the lines right below
 
 
-WORD = st.text(alphabet="abcXYZ019_.-", max_size=7).map(lambda end: "a" + end)       # a dash in front would be part of the separator
+WORD = st.text(alphabet="abcXYZ019_.-", max_size=7).map(lambda end: "a" + end)  # a dash in front would be part of the separator
 WORDS = st.lists(WORD, min_size=1, max_size=4).map(" ".join)
-MOMENT = st.datetimes(dt.datetime(1990, 1, 1), dt.datetime(2099, 1, 1)).map(lambda at: at.replace(microsecond=at.microsecond // 1000 * 1000))
+MOMENT = st.datetimes(dt.datetime(1990, 1, 1), dt.datetime(2099, 1, 1)).map(
+    lambda at: at.replace(microsecond=at.microsecond // 1000 * 1000)
+)
 ZONE = st.integers(-14 * 4, 14 * 4).map(lambda quarters: dt.timezone(dt.timedelta(minutes=15 * quarters)))
 
 
@@ -95,23 +133,35 @@ def one(con, folder, line, kind):
 
 
 @settings(STEADY, max_examples=12)
-@given(at=MOMENT, zone=ZONE, status=st.integers(100, 599), size=st.none() | st.integers(0, 10**12), agent=WORDS, quote=st.booleans())
+@given(
+    at=MOMENT, zone=ZONE, status=st.integers(100, 599), size=st.none() | st.integers(0, 10**12), agent=WORDS, quote=st.booleans()
+)
 def test_a_web_server_line_comes_back(con, tmp_path_factory, at, zone, status, size, agent, quote):
     at = at.replace(microsecond=0, tzinfo=zone)
     agent = agent + ' \\"q\\"' * quote
     line = f'h - - [{at:%d/%b/%Y:%H:%M:%S %z}] "GET /a HTTP/1.1" {status} {"-" if size is None else size} "-" "{agent}"'
     row = one(con, tmp_path_factory.getbasetemp(), line, "combined")
-    assert row["time"].to_pydatetime() == at                         # the same moment, whatever the zone it was written in
+    assert row["time"].to_pydatetime() == at  # the same moment, whatever the zone it was written in
     assert (row["status"], row["agent"], row["request"]) == (status, agent, "GET /a HTTP/1.1")
     assert (row["bytes"] is None or row["bytes"] != row["bytes"]) if size is None else row["bytes"] == size
 
 
 @settings(STEADY, max_examples=12)
-@given(at=MOMENT, level=st.sampled_from(["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"]), thread=WORD, logger=WORD,
-       message=WORDS | st.just(""), sides=st.sampled_from(["before", "after"]))
+@given(
+    at=MOMENT,
+    level=st.sampled_from(["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"]),
+    thread=WORD,
+    logger=WORD,
+    message=WORDS | st.just(""),
+    sides=st.sampled_from(["before", "after"]),
+)
 def test_a_java_line_comes_back(con, tmp_path_factory, at, level, thread, logger, message, sides):
     stamp = f"{at:%Y-%m-%d %H:%M:%S},{at.microsecond // 1000:03d}"
-    line = f"{stamp} [{thread}] {level} {logger} - {message}" if sides == "before" else f"{stamp} {level} [{thread}] {logger} - {message}"
+    line = (
+        f"{stamp} [{thread}] {level} {logger} - {message}"
+        if sides == "before"
+        else f"{stamp} {level} [{thread}] {logger} - {message}"
+    )
     row = one(con, tmp_path_factory.getbasetemp(), line, "java")
     assert (row["time"].to_pydatetime(), row["level"], row["logger"], row["message"]) == (at, level, logger, message)
     assert row[f"thread_{sides}"] == thread
@@ -127,8 +177,15 @@ def test_a_python_line_comes_back(con, tmp_path_factory, at, level, logger, mess
 
 
 @settings(STEADY, max_examples=12)
-@given(at=MOMENT, zone=ZONE, priority=st.integers(0, 191), host=WORD, app=WORD, message=WORDS,
-       data=st.sampled_from(["-", '[x@1 a="b"]', '[x@1 a="]\\"\\]"][y]']))
+@given(
+    at=MOMENT,
+    zone=ZONE,
+    priority=st.integers(0, 191),
+    host=WORD,
+    app=WORD,
+    message=WORDS,
+    data=st.sampled_from(["-", '[x@1 a="b"]', '[x@1 a="]\\"\\]"][y]']),
+)
 def test_a_syslog_line_comes_back(con, tmp_path_factory, at, zone, priority, host, app, message, data):
     line = f"<{priority}>1 {at.replace(tzinfo=zone).isoformat()} {host} {app} - - {data} {message}"
     row = one(con, tmp_path_factory.getbasetemp(), line, "syslog")
@@ -138,8 +195,17 @@ def test_a_syslog_line_comes_back(con, tmp_path_factory, at, zone, priority, hos
 
 
 @settings(STEADY, max_examples=12)
-@given(record=st.dictionaries(st.text(max_size=5), st.recursive(st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),
-       lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5), max_size=4))
+@given(
+    record=st.dictionaries(
+        st.text(max_size=5),
+        st.recursive(
+            st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+            max_leaves=5,
+        ),
+        max_size=4,
+    )
+)
 def test_a_json_line_comes_back(con, tmp_path_factory, record):
     row = one(con, tmp_path_factory.getbasetemp(), json.dumps(record), "json")
     assert json.loads(row["fields"]) == record
@@ -151,16 +217,24 @@ def test_a_priority_that_syslog_does_not_have_is_quarantined(con, tmp_path, prio
     assert len(rows) == 0 and bad["reason"].tolist() == ["no priority in it"]
 
 
-@pytest.mark.parametrize("line, kind", [("31/Feb/2024", "combined"), ("2024-02-31", "java"), ("2024-02-31", "python"), ("2024-02-31", "syslog")])
+@pytest.mark.parametrize(
+    "line, kind", [("31/Feb/2024", "combined"), ("2024-02-31", "java"), ("2024-02-31", "python"), ("2024-02-31", "syslog")]
+)
 def test_a_day_that_does_not_exist_is_quarantined(con, tmp_path, line, kind):
-    texts = {"combined": f'h - - [{line}:08:00:00 +0000] "GET / HTTP/1.1" 200 1', "java": f"{line} 08:00:00 INFO a - b",
-             "python": f"{line} 08:00:00 - a - INFO - b", "syslog": f"<1>1 {line}T08:00:00Z h a - - - x"}
+    texts = {
+        "combined": f'h - - [{line}:08:00:00 +0000] "GET / HTTP/1.1" 200 1',
+        "java": f"{line} 08:00:00 INFO a - b",
+        "python": f"{line} 08:00:00 - a - INFO - b",
+        "syslog": f"<1>1 {line}T08:00:00Z h a - - - x",
+    }
     _, rows, bad, _ = parsed(con, tmp_path, texts[kind].encode(), kind)
     assert len(rows) == 0 and bad["reason"].tolist() == ["no time in it"]
 
 
 def test_a_trace_under_a_quarantined_line_is_quarantined_with_it(con, tmp_path):
-    _, rows, bad, counts = parsed(con, tmp_path, b"junk\n\tat a.B.c(B.java:1)\n2024-05-01 08:00:00,000 INFO a.B - ok\n\tat x\n", "java")
+    _, rows, bad, counts = parsed(
+        con, tmp_path, b"junk\n\tat a.B.c(B.java:1)\n2024-05-01 08:00:00,000 INFO a.B - ok\n\tat x\n", "java"
+    )
     assert counts == {"lines": 4, "rows": 1, "continuations": 1, "quarantined": 2} and rows["detail"].tolist() == ["\tat x"]
     assert sorted(bad["reason"]) == ["continues a line set aside", "fits no pattern"]
 
@@ -186,7 +260,7 @@ def test_a_rotated_log_is_read_once_and_whole(con, tmp_path_factory, parts):
         written.extend(fresh)
 
     def read():
-        for _ in range(2):                                          # one call reads one file: first the rotated one's rest
+        for _ in range(2):  # one call reads one file: first the rotated one's rest
             with open_bookmarks(folder / "state.json") as marks:
                 found = parse_lines(new_lines(con, read_tail(marks, log)), "java")
                 got.extend(found.rows.order_by("_row").message.to_pandas())
@@ -194,7 +268,7 @@ def test_a_rotated_log_is_read_once_and_whole(con, tmp_path_factory, parts):
                 marks.commit()
 
     write(1)
-    read()                                                          # a bookmark knows a file that it has seen
+    read()  # a bookmark knows a file that it has seen
     for at, (more, rotate) in enumerate(parts):
         write(more)
         if rotate and log.stat().st_size:
@@ -205,7 +279,10 @@ def test_a_rotated_log_is_read_once_and_whole(con, tmp_path_factory, parts):
 
 
 @settings(STEADY, max_examples=15)
-@given(pauses=st.lists(st.sampled_from([0, 1, 1799, 1800, 1801, 86400]), min_size=1, max_size=12), who=st.lists(st.sampled_from("ab"), min_size=12, max_size=12))
+@given(
+    pauses=st.lists(st.sampled_from([0, 1, 1799, 1800, 1801, 86400]), min_size=1, max_size=12),
+    who=st.lists(st.sampled_from("ab"), min_size=12, max_size=12),
+)
 def test_sessions_are_cut_as_a_loop_would(con, tmp_path_factory, pauses, who):
     at, lines, expected, last = dt.datetime(2024, 5, 1, tzinfo=dt.timezone.utc), [], [], {}
     for pause, name in zip(pauses, who, strict=False):

@@ -118,7 +118,7 @@ def steps(
     return [named, *codes, dated, partial(clean.parse_numbers, columns=["value"]), integration.unsign(["value"]),
             partial(clean.convert_units, value="value", unit="unit", to=integration.LAB_UNITS, quantity="test")]
 
-# %% ../../nbs/cases/11_registers.ipynb #dd286e35
+# %% ../../nbs/cases/11_registers.ipynb #f374bbd0
 class Integrated(NamedTuple):
     "What integration leaves behind: tables on the engine."
 
@@ -127,6 +127,7 @@ class Integrated(NamedTuple):
     facts: dict[str, Any] # measurements and events by entity, if there were any
     changes: Any # every repair with its reason; lazy, computed when somebody looks
 
+# %% ../../nbs/cases/11_registers.ipynb #29750911
 def _harmonised(con: Any, folder: str | Path, table: str) -> tuple[ibis.Table, ibis.Table]:
     "One table of all hospitals in one form, stored, and its change rows."
     parts, changes = [], []
@@ -175,7 +176,7 @@ def ours_side(
 SIDES = {"pandas": "bigmodel_nb.cases.rivals:pandas_side", "polars": "bigmodel_nb.cases.rivals:polars_side",
          "sql": "bigmodel_nb.cases.rivals:sql_side", "ours": "bigmodel_nb.cases.registers:ours_side"}
 
-# %% ../../nbs/cases/11_registers.ipynb #f614d185
+# %% ../../nbs/cases/11_registers.ipynb #10f88b5c
 class Run(NamedTuple):
     "One run of one side in a process of its own."
 
@@ -183,6 +184,7 @@ class Run(NamedTuple):
     peak_bytes: float
     entities: pd.DataFrame # hospital, local_id, entity
 
+# %% ../../nbs/cases/11_registers.ipynb #34c532bc
 def main(
     side: str, # a key of `SIDES`
     out: str, # where the entities go, a Parquet file
@@ -200,6 +202,7 @@ def main(
     entities.to_parquet(out)
     print(json.dumps({"seconds": spent, "peak_bytes": peak}))
 
+# %% ../../nbs/cases/11_registers.ipynb #fa928b68
 def run_side(
     side: str, # a key of `SIDES`
     folder: str | Path, # holds a folder for each hospital

@@ -82,7 +82,7 @@ def pandas_read(
     with open(file, encoding=dialect["encoding"]) as stream:
         return pd.DataFrame([json.loads(line) for line in stream])
 
-# %% ../../nbs/cases/12_rivals.ipynb #38338223
+# %% ../../nbs/cases/12_rivals.ipynb #777d45ca
 def _pandas_text(cells: pd.Series) -> pd.Series:
     "Tidy a text column; the slow replacement only where there is something to replace."
     cells = cells.astype("string[pyarrow]")
@@ -90,6 +90,7 @@ def _pandas_text(cells: pd.Series) -> pd.Series:
     cells = cells.where(~odd, cells[odd].str.replace(r"\s+", " ", regex=True).str.strip())
     return cells.mask(cells.str.lower().isin(MISSING))
 
+# %% ../../nbs/cases/12_rivals.ipynb #4a7c8f0a
 def pandas_clean(
     raw: pd.DataFrame, # in the hospital's words
     hospital: str, # a key of `DIALECTS`
@@ -110,7 +111,7 @@ def pandas_clean(
         table[column] = pd.to_datetime(table[column].str.strip(), format=dialect["date_format"], errors="coerce")
     return table.assign(hospital=hospital, local_id=table["local_id"].astype(str), died=table["died"] == "True")
 
-# %% ../../nbs/cases/12_rivals.ipynb #d6c65349
+# %% ../../nbs/cases/12_rivals.ipynb #440450a6
 def _pandas_pairs(people: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     "Positions of the pairs that share one of the keys."
     n, found = len(people), []
@@ -124,6 +125,7 @@ def _pandas_pairs(people: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     pairs = pd.unique(np.concatenate(found))
     return pairs // n, pairs % n
 
+# %% ../../nbs/cases/12_rivals.ipynb #d1f1950f
 def pair_weights(
     column: Callable[[str], np.ndarray], # values of a standardised column, as objects, None where missing
     a: np.ndarray, # positions of the first records
@@ -142,7 +144,7 @@ def pair_weights(
     digits = held("dob", distance.Hamming.distance)
     return hand_weights(near, digits, {c: held(c, None) for c in ("phone", "postcode", "sex")})
 
-# %% ../../nbs/cases/12_rivals.ipynb #14856b3e
+# %% ../../nbs/cases/12_rivals.ipynb #d3c7eedf
 def _pandas_standard(table: pd.DataFrame) -> pd.DataFrame:
     "The columns that are compared, in one spelling."
     out = pd.DataFrame(index=table.index)
@@ -158,6 +160,7 @@ def _pandas_standard(table: pd.DataFrame) -> pd.DataFrame:
     out["sex"] = table["sex"]
     return out.replace("", None)
 
+# %% ../../nbs/cases/12_rivals.ipynb #867e852f
 def pandas_side(
     folder: str | Path, # holds a folder for each hospital
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # entities (hospital, local_id, entity); one row a person
@@ -172,13 +175,13 @@ def pandas_side(
         weight_kg=("weight_kg", "median"), height_cm=("height_cm", "median"), last_seen=("last_seen", "max"),
         died=("died", "max"))
     for column in VOTED:
-        votes = table[["entity", column, "last_seen"]].dropna(subset=[column]).groupby(["entity", column], sort=False)
-        votes = votes["last_seen"].agg(["size", "max"]).reset_index().sort_values(
+        held = table[["entity", column, "last_seen"]].dropna(subset=[column]).groupby(["entity", column], sort=False)
+        votes = held["last_seen"].agg(["size", "max"]).reset_index().sort_values(
             ["size", "max", column], ascending=[False, False, True])
         out[column] = votes.drop_duplicates("entity").set_index("entity")[column]
     return table[["hospital", "local_id", "entity"]], out
 
-# %% ../../nbs/cases/12_rivals.ipynb #d62f4d9c
+# %% ../../nbs/cases/12_rivals.ipynb #42a75666
 def polars_read(
     folder: str | Path, # holds a folder for each hospital
     hospital: str, # a key of `DIALECTS`
@@ -197,6 +200,7 @@ def polars_read(
     with plain_utf8(file, dialect["encoding"]) as copy:
         return pl.read_ndjson(copy, schema=dict.fromkeys(columns, pl.String))
 
+# %% ../../nbs/cases/12_rivals.ipynb #84a4f36a
 def polars_clean(
     raw: Any, # in the hospital's words
     hospital: str, # a key of `DIALECTS`
@@ -219,7 +223,7 @@ def polars_clean(
         *(pl.col(c).str.strip_chars().str.to_date(dialect["date_format"], strict=False).alias(c) for c in DATES),
         pl.lit(hospital).alias("hospital")).with_columns(pl.col("died") == "True")
 
-# %% ../../nbs/cases/12_rivals.ipynb #8f35327e
+# %% ../../nbs/cases/12_rivals.ipynb #f235a7be
 def _polars_standard(table: Any) -> Any:
     "The columns that are compared, in one spelling."
     pl = require("polars")
@@ -233,6 +237,7 @@ def _polars_standard(table: Any) -> Any:
         pl.col("birth_date").dt.strftime("%Y%m%d").alias("dob"), pl.col("birth_date").dt.strftime("%Y%m").alias("month"),
         "sex").with_row_index("at")
 
+# %% ../../nbs/cases/12_rivals.ipynb #40d548e3
 def polars_side(
     folder: str | Path, # holds a folder for each hospital
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # entities (hospital, local_id, entity); one row a person
@@ -256,7 +261,7 @@ def polars_side(
         out = out.join(votes.select("entity", c), on="entity", how="left")
     return table.select("hospital", "local_id", "entity").to_pandas(), out.to_pandas()
 
-# %% ../../nbs/cases/12_rivals.ipynb #632a2a4c
+# %% ../../nbs/cases/12_rivals.ipynb #13efeb35
 def sql_load(
     con: duckdb.DuckDBPyConnection, # an open connection
     folder: str | Path, # holds a folder for each hospital
@@ -280,6 +285,7 @@ def sql_load(
                "json": f"read_json('{copy}', format='newline_delimited', columns={texts})"}
         con.execute(create + how[dialect["format"]])
 
+# %% ../../nbs/cases/12_rivals.ipynb #d7cfb9fa
 def sql_clean(
     con: duckdb.DuckDBPyConnection, # holds raw_<hospital>
     hospital: str, # a key of `DIALECTS`
@@ -305,7 +311,7 @@ def sql_clean(
         cells.append(f"{cell} AS {c}")
     return f"SELECT '{hospital}' AS hospital, {', '.join(cells)} FROM raw_{hospital}"
 
-# %% ../../nbs/cases/12_rivals.ipynb #12860f13
+# %% ../../nbs/cases/12_rivals.ipynb #dc4dcbae
 _STANDARD = """CREATE TEMP TABLE s AS SELECT id, {names}, nullif(regexp_replace(postcode, '[^0-9]', '', 'g'), '') AS postcode,
     nullif(regexp_replace(phone, '[^0-9]', '', 'g'), '') AS phone, strftime(birth_date, '%Y%m%d') AS dob,
     strftime(birth_date, '%Y%m') AS month, sex FROM people"""
@@ -326,7 +332,7 @@ def _sql_pairs(con: duckdb.DuckDBPyConnection) -> tuple[np.ndarray, np.ndarray]:
     blocks = [f"SELECT l.id AS a, r.id AS b FROM s l JOIN s r USING ({', '.join(rule)}) WHERE l.id < r.id" for rule in RULES]
     con.execute(f"CREATE TEMP TABLE pairs AS {' UNION '.join(blocks)}")
     found = con.execute(f"SELECT a, b FROM pairs JOIN s l ON l.id = a JOIN s r ON r.id = b WHERE {_WEIGHT} >= {CUT}").fetchnumpy()
-    return found["a"], found["b"]
+    return np.asarray(found["a"]), np.asarray(found["b"])
 
 # %% ../../nbs/cases/12_rivals.ipynb #79eba5d3
 def sql_side(

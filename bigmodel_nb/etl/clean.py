@@ -7,7 +7,7 @@ __all__ = ['Step', 'MISSING', 'UNITS', 'MOLAR', 'SLIPS', 'rename', 'apply_steps'
            'parse_dates', 'parse_numbers', 'conversion_factor', 'convert_units', 'match_code', 'map_codes',
            'drop_duplicates', 'repair_slips']
 
-# %% ../../nbs/etl/09_clean.ipynb #b9e003d7
+# %% ../../nbs/etl/09_clean.ipynb #591063b2
 import math
 import re
 import unicodedata
@@ -18,6 +18,7 @@ from typing import Any
 
 import ibis
 
+from .duplicates import near_duplicates as near_duplicates
 from .extract import store
 from .schema import duplicated_measures as duplicated_measures
 from .schema import quarantine as quarantine
@@ -66,13 +67,14 @@ def apply_steps(
         gathered.append(changes)
     return store(table), ibis.union(*gathered) if len(gathered) > 1 else gathered[0]
 
-# %% ../../nbs/etl/09_clean.ipynb #f2319637
+# %% ../../nbs/etl/09_clean.ipynb #0a52f61c
 _NEW = "_new_" # prefix of a cell's new value while it stands beside the old one
 
 def _beside(table: ibis.Table, cells: Mapping[str, Any]) -> ibis.Table:
     "The table with new values of some columns beside the old ones."
     return table.mutate(**{_NEW + name: cell for name, cell in cells.items()})
 
+# %% ../../nbs/etl/09_clean.ipynb #8f48ff26
 def _settle(wide: ibis.Table, names: Sequence[str]) -> ibis.Table:
     "The table in its old shape, with the new values in place of the old ones."
     kept = [name for name in wide.columns if not name.startswith(_NEW)]
@@ -141,7 +143,7 @@ def fold(
     "The form in which two spellings of one word are equal."
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
-# %% ../../nbs/etl/09_clean.ipynb #82a29a4f
+# %% ../../nbs/etl/09_clean.ipynb #b62c271d
 def _date_pattern(format: str) -> tuple[str, str]:
     "A strptime format as a regular expression, and the replacement that writes its parts as an ISO date."
     parts = {"%Y": r"(\d{4})", "%m": r"(\d{1,2})", "%d": r"(\d{1,2})"}
@@ -152,6 +154,7 @@ def _date_pattern(format: str) -> tuple[str, str]:
     iso = "-".join(f"\\{order.index(part) + 1}" for part in ("%Y", "%m", "%d"))
     return rf"^\s*{pattern}(?:[ T]\d\d:\d\d.*)?\s*$", iso
 
+# %% ../../nbs/etl/09_clean.ipynb #282409b1
 def _plain_date(text: Any, format: str) -> Any:
     "The date in a text that has two digits for day and month and nothing around it, else null."
     pieces, at, parts, fits = re.split(r"(%.)", format), 0, {}, []

@@ -184,11 +184,22 @@ def _similar(
     one, two = left_values[keys // len(right_values)], right_values[keys % len(right_values)]
     return require("rapidfuzz.process").cpdist(one, two, scorer=scorer, workers=-1, dtype=np.float32)[back]
 
-# %% ../../nbs/etl/28_compare.ipynb #788a3bbe
+# %% ../../nbs/etl/28_compare.ipynb #0483ff83
+def _digits(
+    column: Column, # an attribute of long texts
+    pairs: np.ndarray, # row numbers
+) -> list[np.ndarray]: # cosine of the words that hold a digit, NaN where a text has none; nothing if that is rare
+    "How alike model numbers, years and house numbers inside texts are."
+    coded = vectors(column.text, lambda text: [w for w in words(text) if any(c.isdigit() for c in w)])
+    has = np.diff(coded.indptr) > 0
+    both = has[pairs[:, 0]] & has[pairs[:, 1]]
+    return [np.where(both, cosines(coded, pairs), np.nan)] if both.mean() > .05 else []
+
+# %% ../../nbs/etl/28_compare.ipynb #eb61d7df
 def similarity(
     column: Column, # an attribute
     pairs: np.ndarray, # row numbers
-) -> list[np.ndarray]: # one or two measures: up to 1 for unequal values, above for equal ones, NaN if missing
+) -> list[np.ndarray]: # one to three measures: up to 1 for unequal values, above for equal ones, NaN if missing
     "How alike the two values of each pair are."
     distance = require("rapidfuzz.distance")
     a, b = column.text[pairs[:, 0]], column.text[pairs[:, 1]]
@@ -206,4 +217,5 @@ def similarity(
         values = [cosines(vectors(column.text, cut), pairs) for cut in (words, grams)]
     codes = pd.factorize(column.text)[0]
     rare = 1 - np.log(np.bincount(codes)) / np.log(max(2, len(codes)))
-    return [np.where(missing, np.nan, np.where(equal, 1 + rare[codes[pairs[:, 0]]], v)) for v in values]
+    out = [np.where(missing, np.nan, np.where(equal, 1 + rare[codes[pairs[:, 0]]], v)) for v in values]
+    return out + _digits(column, pairs) if column.kind == "long" else out

@@ -74,12 +74,13 @@ def standardise(
     table = table.anti_join(often.filter(often._n > 1), KEY).union(folded)
     return table.select(ibis.row_number().over(order_by=KEY).name("id"), *KEY, *EVIDENCE)
 
-# %% ../../nbs/etl/14_evidence.ipynb #02609d08
+# %% ../../nbs/etl/14_evidence.ipynb #066f5b9a
 def _part(people: ibis.Table, column: str) -> Any:
     "A column to block on, or the year or month of birth."
     size = {"year": 4, "month": 7}.get(column)
     return people[column] if size is None else people.birth_date.left(size)
 
+# %% ../../nbs/etl/14_evidence.ipynb #1f4d912c
 def collisions(
     people: ibis.Table, # from `standardise`
 ) -> tuple[int, dict[str, float]]: # how many records; the chance that two random records agree, for each column
@@ -124,7 +125,7 @@ def candidates(
     crossed = meet({"k0": given, "k1": family}, {"k0": family, "k1": given})
     return ibis.union(*(meet(keys, keys) for keys in same), crossed, distinct=True)
 
-# %% ../../nbs/etl/14_evidence.ipynb #7369ce26
+# %% ../../nbs/etl/14_evidence.ipynb #da82d91b
 _NAME = ("missing", "same, a common name", "same, a usual name", "same, a rare name", "names swapped",
          "alike", "somewhat alike", "different")
 LEVELS: dict[str, tuple[str, ...]] = { # best first after "missing", which says nothing
@@ -138,7 +139,8 @@ LEVELS: dict[str, tuple[str, ...]] = { # best first after "missing", which says 
 _RARE = (8, 11) # bits of surprise from which a name is usual, and rare
 
 @ibis.udf.scalar.builtin(name="jaro_winkler_similarity")
-def _jaro_winkler_duckdb(a: str, b: str) -> float: ...
+def _jaro_winkler_duckdb(a: str, b: str) -> float: # type: ignore[empty-body]
+    "DuckDB's own function."
 
 # %% ../../nbs/etl/14_evidence.ipynb #98f9417c
 def alike(
@@ -165,13 +167,14 @@ def with_rarity(
         people = people.left_join(share.select(column, **{f"{column}_rarity": rank}), column).drop(f"{column}_right")
     return people
 
-# %% ../../nbs/etl/14_evidence.ipynb #aad99a2f
+# %% ../../nbs/etl/14_evidence.ipynb #8996e778
 def _name_level(t: ibis.Table, column: str, crossed: int) -> Any:
     "Level of one name, out of both values, their similarity and whether the names are crossed."
     one, two, near = t[f"{column}_a"], t[f"{column}_b"], t[f"{column}_near"]
     return ibis.cases((one == two, t[f"{column}_rarity_a"]), (near.isnull(), 0), (t.crossed, crossed),
                       (near >= .92, 5), (near >= .8, 6), else_=7)
 
+# %% ../../nbs/etl/14_evidence.ipynb #28884401
 def _birth_level(t: ibis.Table) -> Any:
     "Level of the date of birth."
     a, b = t.birth_date_a, t.birth_date_b
@@ -241,13 +244,14 @@ class Weights(NamedTuple):
             total += np.where(level > 0, match_weight(self.m[column], self.u[column])[level], 0.0)
         return total
 
-# %% ../../nbs/etl/14_evidence.ipynb #e1ac73a8
+# %% ../../nbs/etl/14_evidence.ipynb #04307a6f
 def _shares(seen: pd.DataFrame, column: str, count: np.ndarray) -> np.ndarray:
     "How often each level occurs, of the pairs where the column is not missing; half a pair more, so never zero."
     found = np.bincount(seen[column], weights=count, minlength=len(LEVELS[column]))[:len(LEVELS[column])] + .5
     found[0] = 0
     return np.maximum(found / found.sum(), 1e-9)
 
+# %% ../../nbs/etl/14_evidence.ipynb #5d823313
 def learn_m(
     seen: pd.DataFrame, # patterns of pairs that share what was blocked on
     u: dict[str, np.ndarray], # level probabilities among different people
@@ -266,7 +270,7 @@ def learn_m(
             break
     return m
 
-# %% ../../nbs/etl/14_evidence.ipynb #8fd8e757
+# %% ../../nbs/etl/14_evidence.ipynb #a5ce9a4b
 def _thinned(people: ibis.Table, rule: Sequence[str], pairs: float, most: float) -> ibis.Table:
     "Whole blocks of a rule, as many as hold about `most` pairs; the same ones in every run and on every engine."
     every = int(np.ceil(pairs / most))
@@ -275,6 +279,7 @@ def _thinned(people: ibis.Table, rule: Sequence[str], pairs: float, most: float)
     values = people.select(rule[-1]).distinct().mutate(_place=ibis.row_number().over(order_by=rule[-1]))
     return people.semi_join(values.filter(values._place % every == 0), rule[-1])
 
+# %% ../../nbs/etl/14_evidence.ipynb #f927be6b
 def random_pairs(
     n: int, # records
     size: int = 200_000, # pairs drawn

@@ -40,7 +40,7 @@ class Lineage(NamedTuple):
                              f"{self.merged} merged + {self.quarantined} quarantined; some were lost or doubled")
         return self
 
-# %% ../../nbs/etl/18_lake.ipynb #bd63987f
+# %% ../../nbs/etl/18_lake.ipynb #a725e08f
 def book(
     stage: Stage, # an open stage of the ledger
     lineage: Lineage, # what a load answered
@@ -48,8 +48,8 @@ def book(
     "Write a load into the run's ledger, if its rows add up."
     lineage.check()
     stage.rows_in, stage.rows_out = lineage.rows_in, lineage.rows_out
-    stage.note = (f"{lineage.source} -> {lineage.target}, {lineage.merged} merged, "
-                  f"{lineage.quarantined} quarantined")
+    stage.merged, stage.quarantined = lineage.merged, lineage.quarantined
+    stage.source, stage.target = lineage.source, lineage.target
 
 # %% ../../nbs/etl/18_lake.ipynb #c46beb08
 def _stream(

@@ -6,7 +6,7 @@
 __all__ = ['RULES', 'cluster', 'Linkage', 'resolve', 'link', 'explain', 'attach', 'survivors', 'lineage', 'merge', 'Scores',
            'pair_scores']
 
-# %% ../../nbs/etl/14_match.ipynb #b32c3c74
+# %% ../../nbs/etl/14_match.ipynb #67437e41
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import pandas as pd
 from . import evidence
 from .evidence import COMPARED, EVIDENCE, KEY, LEVELS, Weights, match_weight, posterior
 from .extract import store, unused_name
+from .records import link_records as link_records
 from ..extras import require
 
 # %% ../../nbs/etl/14_match.ipynb #0adb8e98
@@ -133,7 +134,7 @@ def _vote(
     ranked = votes.mutate(_rank=ibis.row_number().over(group_by="entity", order_by=order))
     return ranked.filter(ranked._rank == 0).select("entity", column)
 
-# %% ../../nbs/etl/14_match.ipynb #fb5d611a
+# %% ../../nbs/etl/14_match.ipynb #a309a746
 def _elected(
     table: ibis.Table, # patients with entity, several rows each, stored
     rules: dict[str, str], # column -> vote, median, max or min
@@ -154,6 +155,7 @@ def _elected(
     cells |= {c: ibis.coalesce(merged[f"_won_{c}"], merged[f"_min_{c}"]) for c in voted}
     return merged.select("entity", **{c: cells[c] for c in columns}, records=merged.records, hospitals=merged.hospitals)
 
+# %% ../../nbs/etl/14_match.ipynb #302d40f7
 def survivors(
     table: ibis.Table, # patients with entity, from `attach`
     rules: dict[str, str] | None = None, # column -> vote, median, max or min; None for RULES

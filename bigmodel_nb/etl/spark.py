@@ -40,16 +40,17 @@ def java_version() -> int: # such as 17; 0 if there is none
     found = re.search(r'version "(\d+)', said)
     return int(found[1]) if found else 0
 
-# %% ../../nbs/etl/26_spark.ipynb #8574862c
+# %% ../../nbs/etl/26_spark.ipynb #4fae5745
 def _spawn(what: str, log: str, *args: str) -> "subprocess.Popen[bytes]":
     "Start a class of Spark's own cluster manager as a process group, its words in a log."
     home = Path(require("pyspark").__file__).parent
     env = {"SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_DAEMON_MEMORY": "256m",
-           "SPARK_DAEMON_JAVA_OPTS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
-    command = [str(home / "bin" / "spark-class"), f"org.apache.spark.deploy.{what}", "--host", "127.0.0.1",
-               "--webui-port", "0", *args]
+           "SPARK_DAEMON_JAVA_OPTS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Dspark.master.rest.enabled=false"}
+    watch = 'exec 3<&0; (cat <&3 >/dev/null; kill 0) & exec "$0" "$@" 3<&-' # our end closes the pipe, even by kill -9
+    command = ["sh", "-c", watch, str(home / "bin" / "spark-class"), f"org.apache.spark.deploy.{what}",
+               "--host", "127.0.0.1", "--webui-port", "0", *args]
     with open(log, "wb") as out:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True,
                                 env=os.environ | env)
 
 def _wait_for(pattern: str, times: int, log: str, process: "subprocess.Popen[bytes]", seconds: float = 60) -> list[str]:
@@ -62,14 +63,14 @@ def _wait_for(pattern: str, times: int, log: str, process: "subprocess.Popen[byt
         time.sleep(0.1)
     raise RuntimeError(f"Spark did not come up within {seconds:g} s. Its log ends with: {text[-500:]}")
 
-# %% ../../nbs/etl/26_spark.ipynb #1876ee4c
+# %% ../../nbs/etl/26_spark.ipynb #dd96ff8e
 def _end(processes: "list[subprocess.Popen[bytes]]") -> None:
     "Stop process groups, politely, then not."
     for how in (signal.SIGTERM, signal.SIGKILL):
         for process in reversed(processes):
             with suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, how)
-                process.wait(10)
+                process.communicate(timeout=10)
 
 @contextmanager
 def local_cluster(
