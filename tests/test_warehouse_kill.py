@@ -38,10 +38,14 @@ def work(folder):
     names = ("patients", "measurements", "events")
     patients, measurements, events = (pd.read_parquet(f"{folder}/{name}.parquet") for name in names)
     tables = {"dim_patient": patients, "fact_measurement": measurements, "fact_event": events}
-    load(f"{folder}/warehouse.duckdb", tables, MEDICAL, batch="second")
-    append_lake(measurements, f"{folder}/lake", "measurements", "second")
-    save_lake({"patients": patients}, f"{folder}/lake")
-    upsert_lake(patients.assign(died=True), f"{folder}/lake", "register", ["entity"])
+    with open(f"{folder}/steps", "w", buffering=1) as steps:
+        load(f"{folder}/warehouse.duckdb", tables, MEDICAL, batch="second")
+        print("warehouse", file=steps)
+        append_lake(measurements, f"{folder}/lake", "measurements", "second")
+        print("raw", file=steps)
+        save_lake({"patients": patients}, f"{folder}/lake")
+        print("clean", file=steps)
+        upsert_lake(patients.assign(died=True), f"{folder}/lake", "register", ["entity"])
 
 print("ready", flush=True)
 for line in sys.stdin:
@@ -126,13 +130,17 @@ def nursery() -> Iterator[subprocess.Popen]:
     process.communicate(timeout=60)
 
 
-def run(nursery: subprocess.Popen, place: Path, seconds: float | None = None) -> int:
-    """Load into a folder, kill the loader after so many seconds, and return its exit status."""
+def run(nursery: subprocess.Popen, place: Path, step: int = 0, seconds: float | None = None) -> int:
+    """Load into a folder, kill the loader so many seconds after a step, and return its exit status."""
     assert nursery.stdin is not None and nursery.stdout is not None
+    (place / "steps").write_text("")
     nursery.stdin.write(f"{place}\n")
     nursery.stdin.flush()
     child = int(nursery.stdout.readline())
     if seconds is not None:
+        deadline = time.monotonic() + 60
+        while len((place / "steps").read_text().splitlines()) < step and time.monotonic() < deadline:
+            time.sleep(0.002)
         time.sleep(seconds)
         with suppress(ProcessLookupError):  # it was faster
             os.kill(child, signal.SIGKILL)
@@ -149,7 +157,7 @@ def test_thirty_kills(tmp_path: Path, nursery: subprocess.Popen) -> None:
     rng, between, place = random.Random(20), 0, tmp_path / "killed 0"
     fresh(place)
     for point in range(1, POINTS + 1):
-        status = run(nursery, place, rng.uniform(0, seconds))
+        status = run(nursery, place, rng.randrange(4), seconds * rng.random() ** 3)  # near a step as often as far from one
         found = state(place)
         for name, rows in found.items():
             assert rows in (OLD[name], NEW[name]), f"point {point}: {name} holds {rows}, half a load"
@@ -158,7 +166,7 @@ def test_thirty_kills(tmp_path: Path, nursery: subprocess.Popen) -> None:
             place = tmp_path / f"killed {point}"
             fresh(place)
         assert status in (0, signal.SIGKILL), f"point {point}: the loader ended by itself with {status}"
-    assert between, "no kill fell between two tables: the delays do not hit the load"
+    assert between, "no kill fell between two tables: the moments do not hit the load"
     assert run(nursery, place) == 0
     assert state(place) == NEW
     assert not list(place.glob(".*.loading-*"))

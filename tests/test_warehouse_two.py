@@ -13,8 +13,10 @@ pytest.importorskip("ibis")
 pytest.importorskip("deltalake")
 
 from bigmodel_nb.etl.extract import connect  # noqa: E402
-from bigmodel_nb.etl.lake import append_lake, commits, read_lake, save_lake, upsert_lake  # noqa: E402
-from bigmodel_nb.etl.warehouse import Dimension, Fact, Star, load, query  # noqa: E402
+from bigmodel_nb.etl.lake import append_lake, book, commits, read_lake, save_lake, upsert_lake  # noqa: E402
+from bigmodel_nb.etl.star import Dimension, Fact, Star  # noqa: E402
+from bigmodel_nb.etl.warehouse import load, query  # noqa: E402
+from bigmodel_nb.ledger import Ledger  # noqa: E402
 
 ROUNDS, ROWS = 4, 2_000
 LOADER = """
@@ -125,3 +127,16 @@ def test_repeats_answer_the_same(tmp_path: Path) -> None:
     assert [b.rows_out for b in books] == [ROWS, 0]
     again = upsert_lake(visits(1, 0), tmp_path / "lake", "wards", ["visit"])
     assert again.rows_out == ROWS
+
+
+def test_books_add_up(tmp_path: Path) -> None:
+    """A load's lineage stands in the ledger's own fields, and every row is accounted for."""
+    rows = pd.concat([visits(1, 0), visits(1, 0).head(5), pd.DataFrame({"visit": [None], "ward": ["ward"]})])
+    (line,) = load(tmp_path / "w.duckdb", {"fact_visit": rows}, STAR, batch="one", quarantine=True)
+    with Ledger("night") as ledger, ledger.stage("load") as stage:
+        book(stage, line)
+    entry = ledger.entries[0]
+    assert (entry.rows_in, entry.rows_out, entry.merged, entry.quarantined) == (ROWS + 6, ROWS, 5, 1)
+    assert (entry.source, entry.target, entry.note) == ("one", "fact_visit", "")
+    with pytest.raises(ValueError, match="some were lost or doubled"):
+        book(stage, line._replace(rows_out=0))

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['HIDDEN', 'DELTA', 'EPSILON', 'CALIBRATION', 'train_baselines', 'train_network', 'train_private', 'private_counts',
-           'calibrate', 'public_rows', 'Compressed', 'compress', 'judge', 'price', 'latency']
+           'calibrate', 'public_rows', 'Compressed', 'teach', 'compress', 'judge', 'price', 'latency']
 
-# %% ../../nbs/cases/07_models.ipynb #95b2820e
+# %% ../../nbs/cases/07_models.ipynb #9d05d1ca
 import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from .cohort import DIAGNOSES, Side, encode, feature_names
@@ -147,17 +148,40 @@ class Compressed(NamedTuple):
         "Bytes of the fp32 export over bytes of the served file."
         return self.bytes_full / self.bytes_small
 
-# %% ../../nbs/cases/07_models.ipynb #a26689b9
+# %% ../../nbs/cases/07_models.ipynb #991996bb
+def teach(
+    student: nn.Sequential, # the pruned network; trained in place
+    teacher: nn.Sequential, # the network it should answer like
+    rows: np.ndarray, # invented rows, shape (n, features)
+    steps: int = 600, # batches of 512
+    seed: int = 0, # of the batches
+) -> nn.Sequential: # the student
+    "Distil: let the small network imitate the large one's logits on invented rows."
+    draw = torch.Generator().manual_seed(seed)
+    X = torch.as_tensor(rows, dtype=torch.float32)
+    goal = teacher(X).detach()
+    optimizer = torch.optim.Adam(student.requires_grad_(True).parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        batch = torch.randint(len(X), (512,), generator=draw)
+        optimizer.zero_grad()
+        (student(X[batch]) - goal[batch]).square().mean().backward()
+        optimizer.step()
+        schedule.step()
+    return student.eval()
+
+# %% ../../nbs/cases/07_models.ipynb #c9be4d3c
 def compress(
     model: nn.Sequential, # the private network
     folder: str | Path, # where the files go
     keep: float = .5, # share of hidden neurons that stay
     seed: int = 0, # of the invented rows
 ) -> Compressed: # files and sizes
-    "Prune and quantise a network without looking at any patient, and export both forms."
+    "Prune, teach and quantise a network without looking at any patient, and export both forms."
     rows, folder = public_rows(seed=seed), Path(folder)
     full = export_onnx(model, rows[:2], folder / "model_fp32.onnx", fields=feature_names())
-    pruned = export_onnx(prune_hidden(model, rows, keep), rows[:2], folder / "pruned.onnx", fields=feature_names())
+    student = teach(prune_hidden(model, rows, keep), model, rows, seed=seed)
+    pruned = export_onnx(student, rows[:2], folder / "pruned.onnx", fields=feature_names())
     small = quantize_int8(pruned, folder / "model.onnx", calibration=rows)
     pruned.unlink()
     return Compressed(full, small, size_bytes(full), size_bytes(small), parity(model, full, rows))

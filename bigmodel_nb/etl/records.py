@@ -234,7 +234,7 @@ def _plenty(odds: np.ndarray, pairs: np.ndarray, same: bool) -> tuple[bool, bool
         return (several(np.tile(odds, 2), pairs.T.ravel()) > 1 / 8,) * 2
     return several(odds, pairs[:, 0]) > 1 / 8, several(odds, pairs[:, 1]) > 1 / 8
 
-# %% ../../nbs/etl/15_records.ipynb #7c45fbb2
+# %% ../../nbs/etl/15_records.ipynb #d764b46e
 # long: one loop, and lifting the rivalry belongs beside it
 def alternate(
     measures: list[tuple[np.ndarray, np.ndarray]], # similarities of candidates, and of strangers
@@ -257,10 +257,13 @@ def alternate(
             before, guess = guess, _contest(np.exp(odds[:n]), pairs, same, free)
             if guess.sum() < .3 or np.abs(guess - before).sum() < .003 * max(guess.sum(), 1):
                 break
-        plenty = _plenty(odds[:n], pairs, same)
-        if free != (False, False) or not any(plenty):
+        if free != (False, False):
             break
-        free = plenty
+        kept, free = (guess, says, share, odds), _plenty(odds[:n], pairs, same)
+        if not any(free):
+            break
+    if free != (False, False) and guess.mean() > 1 / 4: # lifted, and nearly everything matches
+        (guess, says, share, odds), free = kept, (False, False)
     return Fit(guess, says[:n] * share[:-1], float(share[-1]), free), odds[n:]
 
 # %% ../../nbs/etl/15_records.ipynb #0d02b213
@@ -277,7 +280,7 @@ def _copied(
     own_top = _second(np.tile(own, 2), within.T.ravel())[0]
     return float(np.mean(own_top > np.quantile(top[top > 0], .25)))
 
-# %% ../../nbs/etl/15_records.ipynb #b8a9fc5b
+# %% ../../nbs/etl/15_records.ipynb #a851688c
 def learn(
     measures: list[np.ndarray], # similarities of all pairs, those of `sets` one after the other
     start: tuple[np.ndarray, np.ndarray], # first guess for each candidate, and which are the best at both ends
@@ -293,15 +296,13 @@ def learn(
     one, told = alternate(split, invented.astype(float), start, pairs, same)
     if same or not (kind > 1).any():
         return one
-    odds = one.evidence.sum(axis=1) + one.prior
-    held = [_copied(odds, told[kind == k], pairs, sets[k]) for k in (2, 3)]
+    held = [_copied(one.evidence.sum(axis=1) + one.prior, told[kind == k], pairs, sets[k]) for k in (2, 3)]
     left_out = [held[0] > 1 / 4 and held[1] < 1 / 8, held[1] > 1 / 4 and held[0] < 1 / 8]
     counts = sum((kind == k) / max(sizes[k], 1) for k in (2, 3) if not left_out[k - 2])
     two = alternate(split, np.asarray(counts), start, pairs)[0] if np.sum(counts) > 0 else one
     evidence, prior = (one.evidence + two.evidence) / 2, (one.prior + two.prior) / 2
     odds = np.clip(evidence.sum(axis=1) + prior, -30, 30)
-    free = _plenty(odds, pairs, same)
-    return Fit(_contest(np.exp(odds), pairs, same, free), evidence, prior, free)
+    return Fit(_contest(np.exp(odds), pairs, same, free := _plenty(odds, pairs, same)), evidence, prior, free)
 
 # %% ../../nbs/etl/15_records.ipynb #00a84188
 def _check(
@@ -322,8 +323,8 @@ def _check(
             what = f"{twice.iloc[0]!r} stands there more than once" if len(twice) else "it has empty cells"
             raise ValueError(f"{side}[{id_column!r}] must name each row: {what}. Number the rows first")
 
-# %% ../../nbs/etl/15_records.ipynb #4e092e20
-_ASKED = 3000 # rows a side whose strangers are looked up
+# %% ../../nbs/etl/15_records.ipynb #24ac4148
+_ASKED = 2000 # rows a side whose strangers are looked up
 
 def _gather(
     read: list[Column], # the attributes
@@ -333,14 +334,13 @@ def _gather(
     n, rng = len(read[0].text), np.random.default_rng(0)
     sides = [np.arange(first)] if first == n else [np.arange(first), np.arange(first, n)]
     drawn = [np.sort(rng.permutation(s)[:_ASKED]) for s in sides]
-    longer = invent(read, drawn, rng)
-    views = views_of(longer)
-    fake = np.split(np.arange(n, n + sum(map(len, drawn))), [len(drawn[0])]) if len(sides) == 2 else [np.arange(n, n + len(drawn[0]))]
+    views = views_of(longer := invent(read, drawn, rng))
+    fake = np.split(np.arange(n, n + sum(map(len, drawn))), np.cumsum([len(d) for d in drawn])[:-1])
     invented = [_propose(views, f, s) for f, s in zip(fake, reversed(sides), strict=True)]
     within = [_propose(views, d, s) for d, s in zip(drawn, sides, strict=True)] if len(sides) == 2 else []
     return longer, views, [candidates(views, sides[0], sides[-1]), np.concatenate(invented), *within]
 
-# %% ../../nbs/etl/15_records.ipynb #b6b0805e
+# %% ../../nbs/etl/15_records.ipynb #eb2d9aef
 def _prepare(
     left: pd.DataFrame, # a table
     right: pd.DataFrame, # another, or the same
@@ -351,8 +351,8 @@ def _prepare(
     _check({"left": left, "right": right}, id_column, columns)
     same = left is right or left[[id_column, *columns]].equals(right[[id_column, *columns]])
     parts = [left] if same else [left, right]
-    read = [read_column(c, [p[c] for p in parts]) for c in dict.fromkeys(columns)]
-    read = [c for c in read if c.kind != "empty"]
+    found = (read_column(c, [p[c] for p in parts]) for c in dict.fromkeys(columns))
+    read = [c for c in found if c.kind != "empty"]
     nothing = Fit(np.zeros(0), np.zeros((0, 0)), 0., (False, False))
     if not read or not len(left) or not len(right):
         return np.zeros((0, 2), np.int64), nothing, [], same
@@ -361,13 +361,12 @@ def _prepare(
         return sets[0], nothing, [], same
     together = np.concatenate(sets)
     whole = [cosines(v, together) for v in views[:2]]
-    measures = [(c.name, m) for c in read for m in similarity(c, together)]
-    measures += [("whole row, words", whole[0]), ("whole row, letters", whole[1])]
-    n = len(sets[0])
-    fit = learn([m for _, m in measures], _start((whole[0][:n] + whole[1][:n]) / 2, sets[0], same), sets)
+    measures = [*((c.name, m) for c in read for m in similarity(c, together)), *zip(("words", "letters"), whole, strict=True)]
+    start = _start((whole[0] + whole[1])[:len(sets[0])] / 2, sets[0], same)
+    fit = learn([m for _, m in measures], start, sets)
     return sets[0], fit, [name for name, _ in measures], same
 
-# %% ../../nbs/etl/15_records.ipynb #8a4ea295
+# %% ../../nbs/etl/15_records.ipynb #10227eba
 def link_records(
     left: pd.DataFrame, # a table
     right: pd.DataFrame, # another with the same columns; the same table to find copies inside it
@@ -376,8 +375,7 @@ def link_records(
 ) -> pd.DataFrame: # left_id, right_id, probability, best first; pairs below 0.01 are left out
     "Which rows of two tables mean the same thing, learned from the tables alone."
     pairs, fit, _, same = _prepare(left, right, id_column, columns)
-    keep = np.flatnonzero(fit.probability >= .01)
-    keep = keep[np.argsort(-fit.probability[keep], kind="stable")]
+    keep = np.argsort(-fit.probability, kind="stable")[:np.sum(fit.probability >= .01)]
     i, j = pairs[keep, 0], pairs[keep, 1] - (0 if same else len(left))
     return pd.DataFrame({"left_id": left[id_column].iloc[i].reset_index(drop=True),
                          "right_id": right[id_column].iloc[j].reset_index(drop=True),

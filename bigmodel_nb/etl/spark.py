@@ -40,7 +40,7 @@ def java_version() -> int: # such as 17; 0 if there is none
     found = re.search(r'version "(\d+)', said)
     return int(found[1]) if found else 0
 
-# %% ../../nbs/etl/26_spark.ipynb #4fae5745
+# %% ../../nbs/etl/26_spark.ipynb #6c1da553
 def _spawn(what: str, log: str, *args: str) -> "subprocess.Popen[bytes]":
     "Start a class of Spark's own cluster manager as a process group, its words in a log."
     home = Path(require("pyspark").__file__).parent
@@ -53,6 +53,7 @@ def _spawn(what: str, log: str, *args: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True,
                                 env=os.environ | env)
 
+# %% ../../nbs/etl/26_spark.ipynb #d3545e91
 def _wait_for(pattern: str, times: int, log: str, process: "subprocess.Popen[bytes]", seconds: float = 60) -> list[str]:
     "What a log says once it says it often enough."
     end, text = time.monotonic() + seconds, ""
@@ -63,7 +64,7 @@ def _wait_for(pattern: str, times: int, log: str, process: "subprocess.Popen[byt
         time.sleep(0.1)
     raise RuntimeError(f"Spark did not come up within {seconds:g} s. Its log ends with: {text[-500:]}")
 
-# %% ../../nbs/etl/26_spark.ipynb #dd96ff8e
+# %% ../../nbs/etl/26_spark.ipynb #5b4a5c85
 def _end(processes: "list[subprocess.Popen[bytes]]") -> None:
     "Stop process groups, politely, then not."
     for how in (signal.SIGTERM, signal.SIGKILL):
@@ -72,6 +73,7 @@ def _end(processes: "list[subprocess.Popen[bytes]]") -> None:
                 os.killpg(process.pid, how)
                 process.communicate(timeout=10)
 
+# %% ../../nbs/etl/26_spark.ipynb #b2f6f9a5
 @contextmanager
 def local_cluster(
     workers: int = 2, # worker processes
@@ -110,7 +112,17 @@ def _compiler() -> Any:
             return self.f.regexp_replace(arg, pattern, java)
     return Compiler()
 
-# %% ../../nbs/etl/26_spark.ipynb #22601c2a
+# %% ../../nbs/etl/26_spark.ipynb #01a29877
+def _stop(session: Any) -> None:
+    "End a session and the Java process behind it."
+    context, gateway = require("pyspark").SparkContext, session.sparkContext._gateway
+    session.stop()
+    gateway.shutdown()
+    context._gateway = context._jvm = None
+    gateway.proc.stdin.close()
+    gateway.proc.wait(60)
+
+# %% ../../nbs/etl/26_spark.ipynb #b5269e0a
 @cache
 def _engine() -> Any:
     "Ibis' backend for Spark, where temporary tables exist and the end is the end."
@@ -129,15 +141,6 @@ def _engine() -> Any:
                 _stop(self._session)
                 shutil.rmtree(self.folder, ignore_errors=True)
     return SparkEngine
-
-def _stop(session: Any) -> None:
-    "End a session and the Java process behind it."
-    context, gateway = require("pyspark").SparkContext, session.sparkContext._gateway
-    session.stop()
-    gateway.shutdown()
-    context._gateway = context._jvm = None
-    gateway.proc.stdin.close()
-    gateway.proc.wait(60)
 
 # %% ../../nbs/etl/26_spark.ipynb #df48cdf0
 def _open(master: str, folder: str, settings: Mapping[str, str]) -> Any:
@@ -192,7 +195,7 @@ def carry(
         raise ValueError(f"{con.name} reads other types: {', '.join(changed)}. Cast these columns first, such as to int64.")
     return there
 
-# %% ../../nbs/etl/26_spark.ipynb #976cd4ed
+# %% ../../nbs/etl/26_spark.ipynb #4ea2b88b
 def _sorted(table: ibis.Table) -> pd.DataFrame:
     "All rows in one order, whatever the engine's: whole values first, floats last; a missing cell is None."
     frame = table.to_pandas()
@@ -201,6 +204,7 @@ def _sorted(table: ibis.Table) -> pd.DataFrame:
     return cells.sort_values(names, key=lambda column: column.map(lambda cell: (cell is not None, str(cell))),
                              ignore_index=True)
 
+# %% ../../nbs/etl/26_spark.ipynb #4927d00a
 def differences(
     left: ibis.Table, # on one engine
     right: ibis.Table, # on another
