@@ -85,3 +85,37 @@ def test_groups_keep_the_first_of_each_chain():
     pairs = pd.DataFrame({"i": [3, 5, 0], "j": [5, 9, 1], "similarity": [0.9, 0.9, 1.0]})
     assert duplicate_groups(pairs).set_index("position").keep.to_dict() == {0: 0, 1: 0, 3: 3, 5: 3, 9: 3}
     assert duplicate_groups(pairs.head(0)).empty
+
+
+@pytest.mark.parametrize("one, other", [
+    ("hello world again", "hello world agian"),
+    ("hello world again", "helo wrold again"),
+    ("quick brown foxes run", "quick brwon foxs run"),
+    ("这家酒店的服务真的非常好", "这家酒店的务服真的非常好"),
+    ("please call me tonight", "please call tonight"),
+])
+def test_slips_in_short_texts_are_found(one, other):
+    assert near_duplicates([one, other])[["i", "j"]].to_numpy().tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("one, other", [
+    ("order 123 was shipped", "order 124 was shipped"),
+    ("订单12345已经发货请查收", "订单12945已经发货请查收"),
+    ("I love horror movies", "for a horror movie, I"),
+    ("flight from Berlin to Oslo", "flight from Madrid to Oslo"),
+])
+def test_other_numbers_and_other_words_are_not_copies(one, other):
+    assert near_duplicates([one, other]).empty
+
+
+def test_every_score_is_the_one_of_text_similarity_where_nothing_is_a_template():
+    rng = np.random.default_rng(1)
+    words = ["".join(rng.choice(list("abcdefgh"), size)) for size in rng.integers(3, 9, 4000)]
+    texts = [" ".join(words[at:at + 4]) for at in range(0, 4000, 4)]
+    copies = [text[:at] + text[at + 1] + text[at] + text[at + 2:] for text, at in
+              zip(texts, rng.integers(0, 10, len(texts)), strict=True)]
+    pairs = near_duplicates(texts + copies)
+    again = text_similarity([(texts + copies)[i] for i in pairs.i], [(texts + copies)[j] for j in pairs.j])
+    assert np.allclose(again, pairs.similarity)
+    found = set(zip(pairs.i, pairs.j, strict=True))
+    assert sum((i, i + 1000) in found for i in range(1000)) >= 980

@@ -270,6 +270,13 @@ def learn_m(
             break
     return m
 
+# %% ../../nbs/etl/14_evidence.ipynb #19c60b1b
+def _with_exact(shares: np.ndarray, exact: float) -> np.ndarray:
+    "Level shares of a sample, with the share of exact agreement counted over all pairs in its place."
+    rest = shares.copy()
+    rest[1] = 0
+    return np.maximum(rest / max(rest.sum(), 1e-9) * (1 - exact), 1e-9) + np.where(np.arange(len(shares)) == 1, exact, 0)
+
 # %% ../../nbs/etl/14_evidence.ipynb #a5ce9a4b
 def _thinned(people: ibis.Table, rule: Sequence[str], pairs: float, most: float) -> ibis.Table:
     "Whole blocks of a rule, as many as hold about `most` pairs; the same ones in every run and on every engine."
@@ -291,13 +298,6 @@ def random_pairs(
     else:
         a, b = np.random.default_rng(seed).integers(0, n, (2, size))
     return pd.DataFrame({"a": a, "b": b})[a != b]
-
-# %% ../../nbs/etl/14_evidence.ipynb #19c60b1b
-def _with_exact(shares: np.ndarray, exact: float) -> np.ndarray:
-    "Level shares of a sample, with the share of exact agreement counted over all pairs in its place."
-    rest = shares.copy()
-    rest[1] = 0
-    return np.maximum(rest / max(rest.sum(), 1e-9) * (1 - exact), 1e-9) + np.where(np.arange(len(shares)) == 1, exact, 0)
 
 # %% ../../nbs/etl/14_evidence.ipynb #99a376da
 def train(

@@ -62,7 +62,7 @@ def _nearest(
             out.append(np.stack([np.full(len(j), start + i), j]))
     return np.concatenate(out, axis=1).T.astype(np.int64)
 
-# %% ../../nbs/etl/15_records.ipynb #c4e49211
+# %% ../../nbs/etl/15_records.ipynb #084e8c13
 def _propose(
     views: list[Any], # vectors of all rows
     ask: np.ndarray, # row numbers that ask
@@ -79,6 +79,7 @@ def _propose(
     pairs = np.stack([keys // n, keys % n], axis=1)
     return pairs[pairs[:, 0] != pairs[:, 1]]
 
+# %% ../../nbs/etl/15_records.ipynb #7050c0cf
 def views_of(
     columns: list[Column], # the attributes
 ) -> list[Any]: # sparse vectors of whole rows: words, letter triples, pairs of equal values
