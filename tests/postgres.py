@@ -1,6 +1,6 @@
 """A PostgreSQL server for the tests: Debian's programs, a free port, a temporary folder, gone at the end.
 
-The server's helper is a cell of nbs/etl/04_databases.ipynb; it is run from there, so that page and tests start the same.
+The server's helper is a cell of nbs/etl/05_databases.ipynb; it is run from there, so that page and tests start the same.
 """
 
 import re
@@ -19,7 +19,7 @@ from bigmodel_nb.etl.databases import connected
 
 def page_helpers() -> dict[str, Any]:
     "What the page's cell about its server defines."
-    page = gates.Notebook(gates.ROOT / "nbs" / "etl" / "04_databases.ipynb")
+    page = gates.Notebook(gates.ROOT / "nbs" / "etl" / "05_databases.ipynb")
     [cell] = [text for text in map(gates.source, page.code()) if text.startswith("# the server of this page and of the tests")]
     names: dict[str, Any] = dict(
         re=re,
@@ -30,7 +30,7 @@ def page_helpers() -> dict[str, Any]:
         contextmanager=contextmanager,
         connected=connected,
     )
-    exec(compile(cell, "04_databases.ipynb", "exec"), names)
+    exec(compile(cell, "05_databases.ipynb", "exec"), names)
     return names
 
 
