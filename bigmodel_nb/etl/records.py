@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .compare import Column, cosines, grams, read_column, similarity, vectors, weigh, words
+from .compare import Attribute, cosines, grams, read_column, similarity, vectors, weigh, words
 from ..extras import require
 
 # %% ../../nbs/etl/19_records.ipynb #bdf599f9
 def _value_pairs(
-    columns: list[Column], # the attributes
+    columns: list[Attribute], # the attributes
 ) -> Any: # sparse matrix: a term for every two values that stand in one row
     "Pairs of equal values as terms."
     used = [pd.factorize(c.text) for c in columns if c.kind != "long"]
@@ -81,7 +81,7 @@ def _propose(
 
 # %% ../../nbs/etl/19_records.ipynb #7050c0cf
 def views_of(
-    columns: list[Column], # the attributes
+    columns: list[Attribute], # the attributes
 ) -> list[Any]: # sparse vectors of whole rows: words, letter triples, pairs of equal values
     "Three ways of looking at a row."
     texts = [" ".join(filter(None, row)) for row in zip(*[c.text for c in columns], strict=True)]
@@ -100,10 +100,10 @@ def candidates(
 
 # %% ../../nbs/etl/19_records.ipynb #11a4a60f
 def invent(
-    columns: list[Column], # the attributes
+    columns: list[Attribute], # the attributes
     sides: list[np.ndarray], # row numbers to take values from, for each table
     rng: np.random.Generator, # the draw
-) -> list[Column]: # the same columns, the invented rows appended, as many as there are numbers in sides
+) -> list[Attribute]: # the same columns, the invented rows appended, as many as there are numbers in sides
     "Rows that belong to nobody: every cell from another row of the same table."
     out = []
     for c in columns:
@@ -328,9 +328,9 @@ def _check(
 _ASKED = 2000 # rows a side whose strangers are looked up
 
 def _gather(
-    read: list[Column], # the attributes
+    read: list[Attribute], # the attributes
     first: int, # rows of the left table; all rows if one table is compared with itself
-) -> tuple[list[Column], list[Any], list[np.ndarray]]: # columns with invented rows, their views, sets of pairs as for `learn`
+) -> tuple[list[Attribute], list[Any], list[np.ndarray]]: # columns with invented rows, their views, sets of pairs as for `learn`
     "The candidates and the strangers."
     n, rng = len(read[0].text), np.random.default_rng(0)
     sides = [np.arange(first)] if first == n else [np.arange(first), np.arange(first, n)]
