@@ -27,7 +27,7 @@ from ..extras import require
 
 # %% ../../nbs/etl/05_databases.ipynb #7005ad04
 def hide_password(
-    uri: str, # such as "postgresql://user:secret@host:5432/database"
+    uri: str, # such as "postgresql://user:secret@host/name"
 ) -> str: # the same address with *** where the password was
     "An address that may stand in a message, a log or a notebook."
     uri = re.sub(r"(?i)\b((?:ssl)?password=)[^&\s]*", r"\1***", uri)
@@ -35,7 +35,7 @@ def hide_password(
 
 # %% ../../nbs/etl/05_databases.ipynb #9bcef0bc
 def split_address(
-    uri: str, # "postgresql://user:password@host:port/database" or "sqlite:///path/to/file"
+    uri: str, # such as postgresql://user:secret@host/name, or sqlite:///file.db
 ) -> tuple[str, str]: # kind ("postgresql" or "sqlite") and what its driver wants: an address or a path
     "Tell the kind of database from its address, and make a password safe for the driver."
     if uri.startswith("sqlite:///"):
