@@ -80,6 +80,48 @@ def test_one_table_with_itself(pair):
     assert not links.duplicated(["left_id", "right_id"]).any() and (links.left_id != links.right_id).all()
 
 
+def shop(rows: int, seed: int) -> pd.DataFrame:
+    "A catalogue full of twins: few brands and kinds, a model number, a price."
+    rng = np.random.default_rng(seed)
+    lists = ("sony canon bose epson", "camera printer radio", "black white red")
+    brand, kind, shade = (rng.choice(w.split(), rows) for w in lists)
+    model = [f"{b[0]}{k[0]}{n}" for b, k, n in zip(brand, kind, rng.permutation(9000)[:rows] + 1000, strict=True)]
+    name = [f"{b} {m} {k}" for b, m, k in zip(brand, model, kind, strict=True)]
+    return pd.DataFrame({"id": [f"s{i}" for i in range(rows)], "name": name,
+                         "text": [f"{s} {k} by {b}" for s, k, b in zip(shade, kind, brand, strict=True)],
+                         "price": rng.lognormal(5, 1, rows).round(2)})
+
+
+@pytest.mark.parametrize("make, columns", [(people, ["name", "place", "born", "income"]), (shop, ["name", "text", "price"])])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_unrelated_tables_have_nothing_in_common(make, columns, seed):
+    table = make(800, seed)
+    links = link_records(table.iloc[:400], table.iloc[400:], "id", columns)
+    assert (links.probability >= .5).sum() <= .03 * 400
+    inside = link_records(table.iloc[:400], table.iloc[:400], "id", columns)
+    assert (inside.probability >= .5).sum() <= .03 * 400
+
+
+@pytest.mark.parametrize("rows, shared, least", [((600, 600), 12, .85), ((600, 600), 600, .95), ((40, 1500), 30, .95)])
+def test_few_all_and_unequal(rows, shared, least):
+    table = people(sum(rows), 5)
+    left = table.iloc[:rows[0]]
+    right = pd.concat([left.iloc[:shared], table.iloc[rows[0]:rows[0] + rows[1] - shared]]).copy()
+    right["name"] = right.name.str[:-1]
+    links = link_records(left, right.sample(frac=1, random_state=0), "id", ["name", "place", "born", "income"])
+    assert f1(links, {(i, i) for i in left.id[:shared]}) > least
+
+
+@pytest.mark.xfail(strict=True, reason="every row with three copies: each keeps one of them")
+def test_one_to_many():
+    left = people(400, 6)
+    copies = [left.assign(key=left.id, id=left.id + f"-{k}", name=left.name.str[k:]) for k in range(3)]
+    right = pd.concat(copies, ignore_index=True)
+    right.loc[::5, "place"] = None
+    links = link_records(left, right, "id", ["name", "place", "born", "income"])
+    assert f1(links, set(zip(right.key, right.id, strict=True))) > .95
+
+
 @pytest.mark.parametrize("change, words", [
     (dict(id_column="nobody"), "no column ['nobody']"), (dict(columns=["wage"]), "no column ['wage']"),
     (dict(columns=[]), "at least one column"),

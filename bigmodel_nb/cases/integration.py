@@ -250,7 +250,7 @@ def join(
     pairs, entities = match.link(con, tables.patients, seed=seed)
     people, lineage = match.merge(tables.patients.drop("_source", "_row", "_record", "_item"), entities)
     local = [extract.store(match.attach(t, entities)) for t in (tables.measurements, tables.events)]
-    return Joined(Tables(extract.store(people), *local), entities, pairs, extract.store(lineage))
+    return Joined(Tables(extract.store(people.order_by("entity")), *local), entities, pairs, extract.store(lineage))
 
 # %% ../../nbs/cases/04_integration.ipynb #e981af5b
 # long: one line for each column of three tables

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import ibis
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from . import integration
 from .corruption import Corruption
@@ -108,7 +109,7 @@ def steps(
         return clean.rename(t, words["columns"])
     if table == "patients":
         return [
-            named, partial(clean.tidy_text, columns=TEXT), *codes,
+            named, *codes, partial(clean.tidy_text, columns=TEXT),
             partial(clean.parse_dates, columns=DATES, formats=dialect["date_format"]),
             partial(clean.parse_numbers, columns=BODY), integration.unsign(BODY),
             *(partial(clean.convert_units, value=c, unit=words["units"][c], to=c[-2:]) for c in BODY)]
@@ -150,11 +151,14 @@ def integrate(
     "From three hospitals' files to one row a person."
     con = extract.connect(memory_limit=memory_limit)
     patients, changes = _harmonised(con, folder, "patients")
+    con.raw_sql("SET preserve_insertion_order = false") # from here on, rows are known by their keys
     unique, again = clean.drop_duplicates(patients, match.KEY)
-    unique = extract.store(unique.drop("_source", "_row").mutate(died=unique.died == "True"))
+    unique = unique.drop("_source", "_row").mutate(died=unique.died == "True")
     found = match.resolve(unique, seed=seed)
     people, _ = match.merge(unique, found.entities)
+    extract.forget(patients)
     linked, logs = {}, [changes, again]
+    con.raw_sql("SET preserve_insertion_order = true")
     for name in facts:
         rows, changed = _harmonised(con, folder, name)
         value = [rows.value] if name == "measurements" else []
@@ -171,10 +175,13 @@ def ours_side(
 ) -> tuple[pd.DataFrame, int]: # entities (hospital, local_id, entity); how many people
     "Integrate three hospitals with this library."
     done = integrate(folder, ("measurements", "events") if facts else (), memory_limit or None)
-    return done.entities.to_pandas(), int(done.people.count().execute())
+    entities = done.entities.to_pyarrow().to_pandas(types_mapper={pa.string(): pd.StringDtype("pyarrow")}.get)
+    return entities, int(done.people.count().execute())
 
 SIDES = {"pandas": "bigmodel_nb.cases.rivals:pandas_side", "polars": "bigmodel_nb.cases.rivals:polars_side",
          "sql": "bigmodel_nb.cases.rivals:sql_side", "ours": "bigmodel_nb.cases.registers:ours_side"}
+_NEEDS = {"pandas": ("rapidfuzz.process",), "polars": ("polars", "rapidfuzz.process", "adbc_driver_sqlite.dbapi"),
+          "sql": ("duckdb", "adbc_driver_sqlite.dbapi"), "ours": ("ibis.backends.duckdb", "adbc_driver_sqlite.dbapi")}
 
 # %% ../../nbs/cases/11_registers.ipynb #10f88b5c
 class Run(NamedTuple):
@@ -193,7 +200,7 @@ def main(
     "Run one side in this process and say what it took."
     module, name = SIDES[side].split(":")
     job = getattr(import_module(module), name)
-    for library in ("polars", "rapidfuzz", "scipy.sparse.csgraph", "adbc_driver_sqlite.dbapi"):
+    for library in (*_NEEDS[side], "scipy.sparse.csgraph"):
         require(library)
     start = time.perf_counter()
     entities, _ = job(*arguments)

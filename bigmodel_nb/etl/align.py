@@ -158,9 +158,13 @@ def value_likeness(
 # %% ../../nbs/etl/20_align.ipynb #00388243
 _BIAS, _NAME, _VALUE = -4.0, 4.5, 4.0 # log-odds: of two columns picked blindly, of equal names, of equal values
 
-# %% ../../nbs/etl/20_align.ipynb #ba575a4a
-def _sample(table: pd.DataFrame | ibis.Table, rows: int) -> pd.DataFrame:
-    "At most `rows` rows in memory, without provenance columns."
+# %% ../../nbs/etl/20_align.ipynb #97a33548
+def _sample(table: pd.DataFrame | ibis.Table, rows: int, side: str) -> pd.DataFrame:
+    "At most `rows` rows in memory, without provenance columns; `side` names the table in errors."
+    if rows < 1:
+        raise ValueError(f"rows is {rows}; look at 1 row at least, such as 5000.")
+    if not isinstance(table, (pd.DataFrame, ibis.Table)):
+        raise TypeError(f"{side} is a {type(table).__name__}; give a pandas or an Ibis table.")
     if isinstance(table, ibis.Table):
         table = table.limit(rows).to_pandas()
     elif len(table) > rows:
@@ -168,9 +172,12 @@ def _sample(table: pd.DataFrame | ibis.Table, rows: int) -> pd.DataFrame:
     twice = table.columns[table.columns.duplicated()]
     if len(twice):
         raise ValueError(f"column {twice[0]!r} is there twice; rename one before aligning.")
-    return table[[name for name in table.columns if not str(name).startswith("_")]]
+    names = [name for name in table.columns if not str(name).startswith("_")]
+    if not names:
+        raise ValueError(f"{side} has no columns to align; names that begin with _ are provenance.")
+    return table[names]
 
-# %% ../../nbs/etl/20_align.ipynb #b534ba0e
+# %% ../../nbs/etl/20_align.ipynb #d7502575
 def column_evidence(
     left: pd.DataFrame | ibis.Table, # a table
     right: pd.DataFrame | ibis.Table, # another
@@ -178,7 +185,7 @@ def column_evidence(
     rows: int = 5000, # rows looked at in each
 ) -> pd.DataFrame: # a row for each pair: left, right, name, values, factor, confidence, why
     "Evidence for every pair of columns of two tables."
-    left, right = _sample(left, rows), _sample(right, rows)
+    left, right = _sample(left, rows, "left"), _sample(right, rows, "right")
     profiles = [{name: profile_column(table[name]) for name in table} for table in (left, right)]
     found = []
     for a in left:

@@ -214,7 +214,7 @@ def flag_near_rows(
         flags.append(_record(known, "flag_near_rows", "", known._nth > 0, None, None, told))
     return table, reduce(ibis.union, flags)
 
-# %% ../../nbs/etl/15_audit.ipynb #803b6968
+# %% ../../nbs/etl/15_audit.ipynb #70e43fe6
 def repair_by_others(
     table: ibis.Table, # table with provenance
     columns: Sequence[str], # columns that should agree with each other
@@ -226,7 +226,9 @@ def repair_by_others(
     scores = combination_scores(table, columns).rows
     judged = table.left_join(scores, ["_source", "_row"], rname="{name}_right")
     new, changes = {}, [rename(table, {})[1]]
-    for name in (each for each in columns if table[each].type().is_numeric() and table[each].nunique().execute() > 50):
+    numbers = {name: table[name].nunique() for name in columns if table[name].type().is_numeric()}
+    distinct = table.aggregate(**numbers).to_pandas().iloc[0] if numbers else {}
+    for name in (each for each in numbers if distinct[each] > 50):
         cell = judged[name].cast("float64")
         undone = ibis.coalesce(*(ibis.ifelse((cell / slip / judged.expected - 1).abs() < within, cell / slip,
                                              ibis.null("float64")) for slip in slips))
@@ -245,7 +247,7 @@ class Audit(NamedTuple):
     flags: ibis.Table # what it suspects and left as it was
     rules: list[Rule] # rules that it found in the table
 
-# %% ../../nbs/etl/15_audit.ipynb #915bc4c4
+# %% ../../nbs/etl/15_audit.ipynb #19f7a1b0
 def audit(
     table: ibis.Table, # table with provenance
     key: Sequence[str], # columns that name a row
@@ -260,12 +262,13 @@ def audit(
     kinds = [name for name in texts if counts[name] <= max(distinct, 0.05 * counts["_n"])]
     merged, more = apply_steps(tidied, *(partial(merge_variants, column=name) for name in kinds))
     codes = {str(name): values.tolist() for name, values in hidden_codes(merged, names).groupby("column")["value"]}
-    cleaned, last = apply_steps(merged, partial(empty_codes, codes=codes), partial(repair_by_others, columns=names))
+    emptied, gone = apply_steps(merged, partial(empty_codes, codes=codes))
+    cleaned, last = repair_by_others(emptied, names)
     rules = find_rules(cleaned.drop(*key))
     flags = [step(cleaned)[1] for step in (
         flag_outliers, partial(flag_combinations, columns=names), partial(flag_rules, rules=rules),
         partial(flag_near_rows, ignore=list(key)))]
-    return Audit(cleaned, store(ibis.union(changes, more, last)), store(reduce(ibis.union, flags)), rules)
+    return Audit(cleaned, store(ibis.union(changes, more, gone, last)), store(reduce(ibis.union, flags)), rules)
 
 # %% ../../nbs/etl/15_audit.ipynb #ec9551d1
 def exam(

@@ -326,7 +326,7 @@ def drop_duplicates(
     "Keep the first row of each key; a key with an empty part is never a duplicate."
     _needs(table, *on)
     often = table.group_by(on).aggregate(_n=table.count())
-    every, table = table, table.semi_join(often.filter(often._n > 1).drop("_n"), list(on))
+    every, table = table, table.semi_join(store(often.filter(often._n > 1).drop("_n")), list(on))
     same = ibis.window(group_by=list(on), order_by=["_source", "_row"])
     whole = reduce(lambda a, b: a & b, (table[name].notnull() for name in on))
     values = [name for name in table.columns if name not in on and not name.startswith("_")]
@@ -335,9 +335,10 @@ def drop_duplicates(
     kept = "row " + table._row.first().over(same).cast("string")
     reason = ibis.ifelse(equal, "same row again", "same key, other values")
     marked = table.mutate(_again=(ibis.row_number().over(same) > 0) & whole, _reason=reason, _kept=kept)
-    key = reduce(lambda a, b: a + " / " + b, (marked[name].cast("string") for name in on))
-    changes = _record(marked, "drop_duplicates", " + ".join(on), marked._again, key, marked._kept, marked._reason)
-    return every.anti_join(marked.filter(marked._again), ["_source", "_row"]), changes
+    dropped = store(marked.filter(marked._again).select(*on, "_source", "_row", "_kept", "_reason"))
+    key = reduce(lambda a, b: a + " / " + b, (dropped[name].cast("string") for name in on))
+    changes = _record(dropped, "drop_duplicates", " + ".join(on), ibis.literal(True), key, dropped._kept, dropped._reason)
+    return every.anti_join(dropped, ["_source", "_row"]), changes
 
 # %% ../../nbs/etl/11_clean.ipynb #28534d45
 SLIPS = {"ten times too high": 10.0, "ten times too low": 0.1, "hundred times too high": 100.0,

@@ -10,6 +10,7 @@ __all__ = ['NAMES', 'CONTACT', 'EVIDENCE', 'COMPARED', 'KEY', 'LEVELS', 'match_w
 # %% ../../nbs/etl/16_evidence.ipynb #27160064
 from collections.abc import Callable, Sequence
 from functools import reduce
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import ibis
@@ -68,10 +69,12 @@ def standardise(
     table = patients.select(*[patients[c].cast("string").name(c) for c in KEY],
                             *[value.name(c) for c, value in text.items()])
     often = table.group_by(KEY).aggregate(_n=table.count())
-    again = table.semi_join(often.filter(often._n > 1), KEY)
-    # of several values the smallest: any would do, and this one is the same in every run
-    folded = again.group_by(KEY).aggregate(**{c: again[c].min() for c in EVIDENCE})
-    table = table.anti_join(often.filter(often._n > 1), KEY).union(folded)
+    often = store(often.filter(often._n > 1))
+    if often.count().execute():
+        again = table.semi_join(often, KEY)
+        # of several values the smallest: any would do, and this one is the same in every run
+        folded = again.group_by(KEY).aggregate(**{c: again[c].min() for c in EVIDENCE})
+        table = table.anti_join(often, KEY).union(folded)
     return table.select(ibis.row_number().over(order_by=KEY).name("id"), *KEY, *EVIDENCE)
 
 # %% ../../nbs/etl/16_evidence.ipynb #066f5b9a
@@ -93,10 +96,17 @@ def collisions(
     return n, out
 
 # %% ../../nbs/etl/16_evidence.ipynb #96118cb2
-_RULES = (("birth_date",), NAMES, ("phone",), ("given_name", "year"), ("family_name", "year"), ("suburb", "month"),
-          ("family_name", "postcode"), ("given_name", "postcode"), ("street", "postcode"), ("street", "family_name"),
-          ("street", "given_name"), ("birth_date", "family_name"), ("birth_date", "given_name"), (*NAMES, "year"),
-          ("phone", "given_name"), ("phone", "year"))
+_RULES: tuple[tuple[str, ...], ...] = (
+    ("birth_date",), NAMES, ("phone",), ("given_name", "year"), ("family_name", "year"), ("suburb", "month"),
+    ("family_name", "postcode"), ("given_name", "postcode"), ("street", "postcode"), ("street", "family_name"),
+    ("street", "given_name"), ("birth_date", "family_name"), ("birth_date", "given_name"), (*NAMES, "year"),
+    ("phone", "given_name"), ("phone", "year"))
+
+# %% ../../nbs/etl/16_evidence.ipynb #37f4aea0
+def _survives(rules: Sequence[tuple[str, ...]]) -> set[tuple[str, ...]]:
+    "The triples of columns that may all be wrong in a record while some rule still finds it."
+    uses = [{"birth_date" if c in ("year", "month") else c for c in rule} for rule in rules]
+    return {three for three in combinations(EVIDENCE, 3) if any(not own & set(three) for own in uses)}
 
 # %% ../../nbs/etl/16_evidence.ipynb #37f4aea1
 def blocking_rules(
@@ -109,7 +119,12 @@ def blocking_rules(
     def pairs(rule: Sequence[str]) -> float:
         return n * n / 2 * float(np.prod([chance[c] for c in rule]))
     good = [rule for rule in _RULES if 0 < pairs(rule) <= max(per_record * n, fewest)]
-    return [rule for rule in good if not any(set(loose) < set(rule) for loose in good)]
+    kept = [rule for rule in good if not any(set(loose) < set(rule) for loose in good)]
+    for rule in sorted(kept, key=pairs, reverse=True):
+        rest = [other for other in kept if other != rule]
+        if sum(map(pairs, kept)) > fewest and _survives(rest) == _survives(kept):
+            kept = rest
+    return kept
 
 # %% ../../nbs/etl/16_evidence.ipynb #591f54e6
 def candidates(
@@ -196,8 +211,8 @@ def _contact_level(t: ibis.Table) -> Any:
 # long: the evidence of both records side by side, in the order in which it is cheapest
 def compare(
     people: ibis.Table, # from `with_rarity`, stored
-    pairs: ibis.Table, # a and b
-) -> ibis.Table: # a, b, and a level for each of COMPARED
+    pairs: ibis.Table, # a and b, and whatever else is to stay with them
+) -> ibis.Table: # the same, and a level for each of COMPARED
     "Hold two records side by side: how far does each witness agree?"
     similar, t = alike(people.get_backend()), pairs
     for side in ("a", "b"):
@@ -216,7 +231,7 @@ def compare(
         crossed=swap.fill_null(False), nowhere=nowhere, **agree,
         near=ibis.cases((no_street, False), (street == street_b, True), else_=similar(street, street_b) >= .88))
     sex = ibis.cases((t.sex_a == t.sex_b, 1), (t.sex_a.isnull() | t.sex_b.isnull(), 0), else_=2)
-    t = t.select("a", "b", given_name=_name_level(t, "given_name", 4), family_name=_name_level(t, "family_name", 0),
+    t = t.select(*pairs.columns, given_name=_name_level(t, "given_name", 4), family_name=_name_level(t, "family_name", 0),
                  birth_date=_birth_level(t), sex=sex, contact=_contact_level(t))
     return t.mutate(family_name=ibis.ifelse(t.contact.between(1, 4) & t.family_name.between(1, 3), 0, t.family_name))
 
@@ -225,8 +240,8 @@ def patterns(
     levels: ibis.Table, # from `compare`
 ) -> pd.DataFrame: # each different combination of levels, and n, how many pairs show it
     "Count pairs by their levels: all that learning needs."
-    counted = levels.group_by(*COMPARED).aggregate(n=levels.count())
-    return counted.order_by(*COMPARED).to_pandas().astype(int)
+    by = [c for c in levels.columns if c not in ("a", "b")]
+    return levels.group_by(by).aggregate(n=levels.count()).order_by(by).to_pandas().astype(int)
 
 # %% ../../nbs/etl/16_evidence.ipynb #acad400d
 class Weights(NamedTuple):
@@ -299,6 +314,20 @@ def random_pairs(
         a, b = np.random.default_rng(seed).integers(0, n, (2, size))
     return pd.DataFrame({"a": a, "b": b})[a != b]
 
+# %% ../../nbs/etl/16_evidence.ipynb #99a376d9
+_BLOCKS = (("birth_date",), NAMES)
+
+def _examples(people: ibis.Table, n: int, chance: dict[str, float], seed: int, most: float) -> dict[int, pd.DataFrame]:
+    "Patterns of random pairs (0) and of pairs that share what one of _BLOCKS names (1, 2), from one comparison."
+    drawn = ibis.memtable(random_pairs(n, int(2 * most), seed)).cast(dict.fromkeys("ab", people.id.type()))
+    sets = [drawn.mutate(kind=ibis.literal(0, "int64"))]
+    for kind, rule in enumerate(_BLOCKS, 1):
+        if pairs := n * n / 2 * float(np.prod([chance[c] for c in rule])):
+            some = candidates(_thinned(people, rule, pairs, most), [rule])
+            sets.append(some.mutate(kind=ibis.literal(kind, "int64")))
+    told = patterns(compare(people, ibis.union(*sets) if len(sets) > 1 else sets[0]))
+    return {kind: told[told["kind"] == kind].drop(columns="kind") for kind in range(len(_BLOCKS) + 1)}
+
 # %% ../../nbs/etl/16_evidence.ipynb #99a376da
 def train(
     people: ibis.Table, # from `with_rarity`, stored
@@ -309,17 +338,13 @@ def train(
     most: float = 1e5, # pairs to learn from, for each kind of block; twice as many random ones
 ) -> Weights: # prior, m and u
     "Learn prior, m and u from candidate pairs, random pairs and two kinds of blocks, without labels."
-    drawn = patterns(compare(people, ibis.memtable(random_pairs(n, int(2 * most), seed))))
+    drawn, *shared = _examples(people, n, chance, seed, most).values()
     random = {c: _shares(drawn, c, drawn["n"].to_numpy(float)) for c in COMPARED}
     random["birth_date"] = _with_exact(random["birth_date"], chance["birth_date"])
-    blocks = []
-    for rule in (("birth_date",), NAMES):
-        pairs = n * n / 2 * float(np.prod([chance[c] for c in rule]))
-        some = store(candidates(_thinned(people, rule, pairs, most), [rule])) if pairs else None
-        blocks.append((some is not None and patterns(compare(people, some)), [c for c in COMPARED if c not in rule]))
+    blocks = [(block, [c for c in COMPARED if c not in rule]) for block, rule in zip(shared, _BLOCKS, strict=True)]
     u, prior = random, min(.5, 1 / max(n, 2))
     for _ in range(5):
-        found = [learn_m(block, u, columns) for block, columns in blocks if block is not False]
+        found = [learn_m(block, u, columns) for block, columns in blocks if len(block)]
         m = {c: np.mean([each[c] for each in found if c in each] or [random[c]], axis=0) for c in COMPARED}
         weights = Weights(prior, m, u)
         matches = float((seen["n"] * posterior(weights.bits(seen))).sum())

@@ -8,6 +8,7 @@ __all__ = ['RULES', 'cluster', 'Linkage', 'resolve', 'link', 'explain', 'attach'
 
 # %% ../../nbs/etl/17_match.ipynb #67437e41
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import ibis
@@ -16,7 +17,7 @@ import pandas as pd
 
 from . import evidence
 from .evidence import COMPARED, EVIDENCE, KEY, LEVELS, Weights, match_weight, posterior
-from .extract import store, unused_name
+from .extract import forget, store, unused_name
 from .records import link_records as link_records
 from ..extras import require
 
@@ -62,15 +63,17 @@ def resolve(
     "Find the records of one person, within and across hospitals, on the engine of the table."
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is a probability above 0 and at most 1, not {threshold}")
-    people = store(evidence.with_rarity(store(evidence.standardise(patients))))
+    people = store(evidence.with_rarity(evidence.standardise(patients)))
     n, chance = evidence.collisions(people)
     if n and not any(chance[c] or people[c].notnull().any().execute() for c in EVIDENCE):
         raise ValueError(f"nothing to compare: none of {list(EVIDENCE)} holds a value")
     pairs = store(evidence.candidates(people, evidence.blocking_rules(n, chance)))
     levels = store(evidence.compare(people, pairs))
+    forget(pairs)
     seen = evidence.patterns(levels)
     weights = evidence.train(people, seen, n, chance, seed)
     matches = store(_weigh(levels, seen, weights, floor))
+    forget(levels)
     sure = matches.filter(matches.probability >= threshold).select("a", "b").to_pandas()
     entity = ibis.memtable(pd.DataFrame({"id": np.arange(n), "entity": cluster(n, sure["a"], sure["b"])}))
     return Linkage(people, matches, store(people.join(entity, "id").select(*KEY, "entity")), weights)
@@ -123,18 +126,21 @@ def attach(
 RULES = {"weight_kg": "median", "height_cm": "median", "last_seen": "max", "died": "max"} # all others: vote
 
 # %% ../../nbs/etl/17_match.ipynb #ff6a427e
-def _vote(
-    table: ibis.Table, # patients with entity
-    column: str, # a column
-) -> ibis.Table: # entity and the winning value
-    "The most frequent value; of equals the one seen last, then the smallest."
-    seen = table.last_seen.max() if "last_seen" in table.columns else ibis.literal(0)
-    votes = table.filter(table[column].notnull()).group_by("entity", column).aggregate(_n=ibis._.count(), _seen=seen)
-    order = [ibis.desc("_n"), ibis.desc("_seen"), ibis.asc(column)]
-    ranked = votes.mutate(_rank=ibis.row_number().over(group_by="entity", order_by=order))
-    return ranked.filter(ranked._rank == 0).select("entity", column)
+def _elections(table: ibis.Table, torn: ibis.Table, columns: Sequence[str]) -> ibis.Table:
+    "For columns of one type the winners where records disagree: entity and a column each, null where all agree."
+    seen = table.last_seen if "last_seen" in table.columns else ibis.literal(0)
+    voters = store(table.join(torn, "entity").select("entity", *torn.drop("entity").columns, *columns, _seen=seen))
+    cast = [voters.filter(voters[f"_torn_{c}"] & voters[c].notnull()) for c in columns]
+    ballots = [t.select("entity", "_seen", column=ibis.literal(c), value=c) for t, c in zip(cast, columns, strict=True)]
+    votes = (ibis.union(*ballots) if len(ballots) > 1 else ballots[0]).group_by("entity", "column", "value")
+    votes = votes.aggregate(_n=ibis._.count(), _seen=ibis._._seen.max())
+    order = [ibis.desc("_n"), ibis.desc("_seen"), ibis.asc("value")]
+    votes = votes.mutate(_rank=ibis.row_number().over(group_by=["entity", "column"], order_by=order))
+    won = votes.filter(votes._rank == 0)
+    return won.group_by("entity").aggregate(**{f"_won_{c}": won.value.max(where=won.column == c) for c in columns})
 
 # %% ../../nbs/etl/17_match.ipynb #a309a746
+# long: one row an entity, from aggregates where all agree and from elections where somebody does not
 def _elected(
     table: ibis.Table, # patients with entity, several rows each, stored
     rules: dict[str, str], # column -> vote, median, max or min
@@ -147,13 +153,15 @@ def _elected(
     ends = {f"_{end}_{c}": getattr(table[c], end)() for c in voted for end in ("min", "max")}
     merged = store(table.group_by("entity").aggregate(
         records=table.count(), hospitals=table.hospital.nunique(), **simple, **ends))
-    for c in voted: # an election only where somebody disagrees
-        torn = merged.filter(merged[f"_min_{c}"] != merged[f"_max_{c}"]).select("entity")
-        won = store(_vote(table.semi_join(torn, "entity"), c).rename({f"_won_{c}": c}))
-        merged = merged.left_join(won, "entity").drop("entity_right")
-    cells = {c: merged[c].cast("boolean") if c in flags else merged[c] for c in columns if c not in voted}
-    cells |= {c: ibis.coalesce(merged[f"_won_{c}"], merged[f"_min_{c}"]) for c in voted}
-    return merged.select("entity", **{c: cells[c] for c in columns}, records=merged.records, hospitals=merged.hospitals)
+    result = merged
+    for kind in dict.fromkeys(table[c].type() for c in voted):
+        same = [c for c in voted if table[c].type() == kind]
+        torn = merged.select("entity", **{f"_torn_{c}": merged[f"_min_{c}"] != merged[f"_max_{c}"] for c in same})
+        torn = torn.filter(reduce(lambda a, b: a | b, (torn[f"_torn_{c}"].fill_null(False) for c in same)))
+        result = result.left_join(store(_elections(table, torn, same)), "entity").drop("entity_right")
+    cells = {c: result[c].cast("boolean") if c in flags else result[c] for c in columns if c not in voted}
+    cells |= {c: ibis.coalesce(result[f"_won_{c}"], result[f"_min_{c}"]) for c in voted}
+    return result.select("entity", **{c: cells[c] for c in columns}, records=result.records, hospitals=result.hospitals)
 
 # %% ../../nbs/etl/17_match.ipynb #302d40f7
 def survivors(
@@ -165,6 +173,7 @@ def survivors(
     sizes = table.group_by("entity").aggregate(_n=table.count())
     several = store(table.semi_join(sizes.filter(sizes._n > 1), "entity"))
     elected = _elected(several, RULES if rules is None else rules, columns)
+    forget(several)
     alone = table.semi_join(sizes.filter(sizes._n == 1), "entity").mutate(records=1, hospitals=1)
     return elected.union(alone.select(elected.columns).cast(dict(elected.schema())))
 
@@ -190,7 +199,7 @@ def merge(
 ) -> tuple[ibis.Table, ibis.Table]: # one row an entity; lineage (entity, column, hospital, local_id)
     "One row a person, and where each value comes from."
     table = store(attach(patients, entities))
-    merged = survivors(table, rules).order_by("entity")
+    merged = survivors(table, rules)
     return merged, lineage(table, merged, rules)
 
 # %% ../../nbs/etl/17_match.ipynb #0a504757

@@ -21,18 +21,22 @@ from .extract import unused_name
 from .missing import _encode, _levels
 from ..extras import require
 
-# %% ../../nbs/etl/14_outliers.ipynb #e33e8a0e
+# %% ../../nbs/etl/14_outliers.ipynb #ecbb164b
 def _shape(table: ibis.Table, column: str) -> tuple[float | None, float | None]:
     "What to add before taking logs, None for no logs; and a value that fills half the column, None if none does."
-    known = table.filter(table[column].notnull())
-    mode = known.group_by(column).agg(_n=known.count()).order_by(ibis.desc("_n"), column).limit(1).to_pandas()
-    total = known.count().execute()
-    plateau = float(mode[column][0]) if len(mode) and mode["_n"][0] > 0.5 * total else None
-    rest = known if plateau is None else known.filter(known[column] != plateau)
-    below = rest.filter(rest[column] < 0).count().execute()
-    rest = rest.filter(rest[column] >= 0) if below < 0.02 * total else rest
-    low, middle, high, least = rest.aggregate(
-        **{f"q{q}": rest[column].quantile(q / 100) for q in (25, 50, 75)}, least=rest[column].min()).to_pandas().iloc[0]
+    counts = table.filter(table[column].notnull()).group_by(column).agg(_n=lambda t: t.count())
+    mode, most, total = counts.aggregate(mode=counts[column].argmax(counts._n), most=counts._n.max(),
+                                         total=counts._n.sum()).to_pandas().iloc[0]
+    if not total or pd.isna(total):
+        return None, None
+    plateau = float(mode) if most > 0.5 * total else None
+    cell = table[column] if plateau is None else table[column].nullif(plateau)
+    asked = {f"{name}{q}": cell.quantile(q / 100, where=where)
+             for name, where in (("", None), ("_", cell >= 0)) for q in (25, 50, 75)}
+    asked |= {"least": cell.min(), "_least": cell.min(where=cell >= 0), "below": (cell < 0).sum()}
+    found = table.aggregate(**asked).to_pandas().iloc[0]
+    few = "_" if (found["below"] or 0) < 0.02 * total else ""
+    low, middle, high, least = (found[f"{few}{name}"] for name in (25, 50, 75, "least"))
     if pd.isna(least) or least < 0:
         return None, plateau
     shift = float(least == 0)
@@ -70,7 +74,7 @@ def _told(scored: ibis.Table, group: Sequence[str]) -> Any:
     return (ibis.literal("robust z ") + scored._z.round(1).cast("string") + ", median "
             + scored._expected.round(2).cast("string") + (f" by {', '.join(group)}" if group else ""))
 
-# %% ../../nbs/etl/14_outliers.ipynb #555d9b9b
+# %% ../../nbs/etl/14_outliers.ipynb #b1f9712a
 def flag_outliers(
     table: ibis.Table, # table with provenance
     columns: Sequence[str] | None = None, # numeric columns, None for all with more than ten different values
@@ -82,11 +86,12 @@ def flag_outliers(
         numbers = [name for name, kind in table.schema().items() if kind.is_numeric() and not name.startswith("_")]
         distinct = table.aggregate(_n=table.count(), **{name: table[name].nunique() for name in numbers}).to_pandas()
         columns = [name for name in numbers if name not in group and 10 < distinct[name][0] < distinct["_n"][0]]
-    flags = [rename(table, {})[1]]
+    _needs(table, *columns, *group)
+    below = {name: (table[name] < 0).mean() for name in columns}
+    flags, negatives = [rename(table, {})[1]], table.aggregate(**below).to_pandas().iloc[0] if below else {}
     for name in columns:
-        scored = robust_z(table, name, group)
+        scored, negative = robust_z(table, name, group), negatives[name]
         told = _told(scored, group)
-        negative = (table[name] < 0).mean().execute() or 0.0
         if 0 < negative < 0.02:
             odd = (scored[name] < 0).fill_null(False)
             flags.append(_record(scored, "flag_outliers", name, odd, scored[name], scored[name],

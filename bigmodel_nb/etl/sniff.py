@@ -64,8 +64,9 @@ def _decode_error(path: Path, encoding: str, copy: Path | None = None) -> tuple[
                 return f"line {line}, bytes {error.object[error.start:error.start + 4].hex(' ')}", start + at
             if "\0" in text:
                 return f"line {line + text.count(chr(10), 0, text.index(chr(0)))}, a zero byte", start
-            if out:
-                out.write(text.encode())
+            if out: # UTF-8 but for its mark goes as it came
+                mark = len(codecs.BOM_UTF8) if encoding == "utf-8-sig" and not start and chunk.startswith(codecs.BOM_UTF8) else 0
+                out.write(chunk[mark:] if encoding == "utf-8-sig" else text.encode())
             if not chunk:
                 return None
             line, start = line + text.count("\n"), start + len(chunk)
