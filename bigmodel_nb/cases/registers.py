@@ -132,6 +132,7 @@ class Integrated(NamedTuple):
 def _harmonised(con: Any, folder: str | Path, table: str) -> tuple[ibis.Table, ibis.Table]:
     "One table of all hospitals in one form, stored, and its change rows."
     parts, changes = [], []
+    con.raw_sql("SET preserve_insertion_order = true") # a row's number is its place in the file
     for hospital in DIALECTS:
         rows = getattr(integration.read_hospital(con, folder, hospital), table)
         for step in steps(hospital, table):
@@ -139,6 +140,7 @@ def _harmonised(con: Any, folder: str | Path, table: str) -> tuple[ibis.Table, i
             changes.append(changed)
         columns = list(DIALECTS[hospital][table]["columns"].values())
         parts.append(rows.select(*columns, "_source", "_row", hospital=ibis.literal(hospital)))
+    con.raw_sql("SET preserve_insertion_order = false") # from here on, rows are known by their keys
     return extract.store(ibis.union(*parts)), ibis.union(*changes)
 
 # %% ../../nbs/cases/11_registers.ipynb #f695fed2
@@ -151,14 +153,12 @@ def integrate(
     "From three hospitals' files to one row a person."
     con = extract.connect(memory_limit=memory_limit)
     patients, changes = _harmonised(con, folder, "patients")
-    con.raw_sql("SET preserve_insertion_order = false") # from here on, rows are known by their keys
     unique, again = clean.drop_duplicates(patients, match.KEY)
     unique = unique.drop("_source", "_row").mutate(died=unique.died == "True")
     found = match.resolve(unique, seed=seed)
     people, _ = match.merge(unique, found.entities)
     extract.forget(patients)
     linked, logs = {}, [changes, again]
-    con.raw_sql("SET preserve_insertion_order = true")
     for name in facts:
         rows, changed = _harmonised(con, folder, name)
         value = [rows.value] if name == "measurements" else []
