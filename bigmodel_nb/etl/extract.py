@@ -257,10 +257,12 @@ def _parse_json(con: Any, text: Path, form: str, sample: int) -> ibis.Table | No
         return None
     rows = _store(con, f"FROM {scan}, columns=?)", [str(text), {name: _text_type(kind) for name, kind in kinds.items()}])
     if sample > 0:
-        keys = con.con.execute(f"SELECT DISTINCT unnest(json_keys(json)) FROM read_json_objects(?, format='{form}')", [str(text)])
-        lists = [f"count(*) FILTER (len({_quoted(name)}) > 0)" for name, kind in kinds.items() if kind.is_array()]
-        items = con.con.execute(f"SELECT {' + '.join(['0', *lists])} FROM {rows.get_name()}").fetchone()[0]
-        if items or not {key for (key,) in keys.fetchall()} <= set(kinds):
+        keys = con.con.execute("SELECT DISTINCT unnest(json_keys(json)) FROM "
+                               f"read_json_objects(?, format='{form}')", [str(text)]).fetchall()
+        nested = [f"len({_quoted(name)}) > 0" if kind.is_array() else f"left({_quoted(name)}, 1) IN ('{{', '[')"
+                  for name, kind in kinds.items()] # empty in the first records, or a text that looks like it
+        deep = con.con.execute(f"SELECT count(*) FROM {rows.get_name()} WHERE {' OR '.join(nested)}").fetchone()[0]
+        if deep or not {key for (key,) in keys} <= set(kinds):
             forget(rows)
             return None
     return rows
