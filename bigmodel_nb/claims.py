@@ -32,7 +32,7 @@ from .figures import COLORS, house_style, label
 from .measure import Comparison, Interval, Measurement, bootstrap_interval, machine, measurement
 from .serving.engine import Engine
 from .training.evaluate import auroc, paired_difference
-from .training.trainer import predict
+from .training.tabular import predict
 
 # %% ../nbs/90_claims.ipynb #51b2d2bb
 class Claim(NamedTuple):

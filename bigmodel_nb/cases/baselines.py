@@ -15,7 +15,9 @@ import pandas as pd
 from . import models
 from .cohort import Side
 from ..extras import require
-from ..training.trainer import History, as_tensors, fit, mlp, seed_everything
+from ..training.batches import seed_everything
+from ..training.tabular import as_tensors, fit, mlp
+from ..training.trainer import History
 
 # %% ../../nbs/cases/10_baselines.ipynb #62a0421b
 Curve = list[tuple[float, float]] # seconds since the start, validation loss after each epoch

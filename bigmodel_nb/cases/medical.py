@@ -36,7 +36,7 @@ from ..serving.load import load_test
 from ..serving.server import Field, make_app, serve
 from ..training.evaluate import auroc, plot_calibration, plot_net_benefit, subgroup_gap
 from ..training.explain import deletion_test, plot_importance, shap_values
-from ..training.trainer import predict
+from ..training.tabular import predict
 
 # %% ../../nbs/cases/09_medical.ipynb #cfd03132
 class Case:

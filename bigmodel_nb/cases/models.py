@@ -27,7 +27,8 @@ from ..serving.engine import Engine
 from bigmodel_nb.training.evaluate import (
     auroc, bootstrap_metric, brier, calibration_error, paired_difference, sensitivity_at_specificity,
 )
-from ..training.trainer import fit, mlp, predict, seed_everything
+from ..training.batches import seed_everything
+from ..training.tabular import fit, mlp, predict
 
 # %% ../../nbs/cases/07_models.ipynb #4169d2bf
 def train_baselines(

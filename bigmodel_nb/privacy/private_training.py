@@ -22,7 +22,7 @@ from torch.func import functional_call, grad, vmap
 from tqdm import tqdm
 
 from ..extras import require
-from ..training.trainer import as_tensors
+from ..training.tabular import as_tensors
 
 # %% ../../nbs/privacy/04_private_training.ipynb #a949031d
 def per_sample_gradients(
