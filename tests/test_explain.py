@@ -89,8 +89,9 @@ def test_a_planted_column_is_found_and_its_control_is_not():
     cue, control = np.array([.1, .1, .1, .1, 4]), np.array([1, 1, 1, 1, 0.])
     found = {}
     for name, w in (("cue", cue), ("control", control)):
-        rows = [at.row_example(lambda r, w=w: 1/(1 + np.exp(-np.abs(r) @ w + 1)), np.sign(rng.normal(size=5)), np.zeros((1, 5)), names)
-                for _ in range(20)]
+        def risk(r, w=w):
+            return 1/(1 + np.exp(-np.abs(r) @ w + 1))
+        rows = [at.row_example(risk, np.sign(rng.normal(size=5)), np.zeros((1, 5)), names) for _ in range(20)]
         values, cost = at.explain_all(rows, {"SHAP": at.shapley, "LIME": at.lime, "occlusion": at.occlusion})
         found[name] = {k: at.found_first(rows, v, "cue").value for k, v in values.items()}
         assert all(seconds > 0 for seconds in cost.values())
@@ -101,7 +102,8 @@ def test_faithful_passes_and_random_and_reversed_fail():
     rows = [example(6, 3, seed) for seed in range(25)]
     values = [at.shapley(e) for e in rows]
     rng = np.random.default_rng(0)
-    table = at.faithfulness(rows, {"shap": values, "reversed": [-v for v in values], "random": [rng.normal(size=6) for _ in rows]})
+    others = {"reversed": [-v for v in values], "random": [rng.normal(size=6) for _ in rows]}
+    table = at.faithfulness(rows, {"shap": values} | others)
     assert table.faithful["shap"] and not table.faithful["reversed"] and not table.faithful["random"]
     assert table.loc["reversed", "deletion_high"] < 0 and table.loc["reversed", "reverse_high"] < 0
 
@@ -143,7 +145,7 @@ def test_neighbours_keep_what_is_kept_and_are_nearest(m, k, n, seed):
     (lambda e: at.found_first([e], [np.zeros(3)], "z"), "no part called 'z'"),
     (lambda e: at.found_first([], [], "z"), "no examples"),
     (lambda e: at.neighbour_fill(np.zeros(2), np.zeros((3, 2)), 4), "choose 1 to 3"),
-    (lambda e: at.gradient_input(at.row_example(lambda r: r[:, 0], np.zeros(1), np.zeros((1, 1)), ["a"])), "no gradient"),
+    (lambda e: at.gradient_input(at.row_example(lambda r: r[:, 0], [0.], [[0.]], ["a"])), "no gradient"),
     (lambda e: deletion_test(lambda r: r[:, 0], np.zeros((2, 3)), np.zeros((2, 2)), np.zeros(3)), "do not belong"),
     (lambda e: shap_values(lambda r: r[:, 0], np.zeros((2, 3)), np.zeros((2, 2))), "background"),
 ])
@@ -153,6 +155,8 @@ def test_bad_input_is_named(call, words):
 
 
 def test_a_coarse_path_is_refused():
-    sharp = at.Example(["a", "b"], torch.tensor([1., 1.]), torch.zeros(1, 2), lambda t: torch.sigmoid(60*(t.sum(1) - 1.1)))
+    def steep(t):
+        return torch.sigmoid(60*(t.sum(1) - 1.1))
+    sharp = at.Example(["a", "b"], torch.tensor([1., 1.]), torch.zeros(1, 2), steep)
     with pytest.raises(ArithmeticError, match="raise steps"):
         at.integrated_gradients(sharp, steps=2)

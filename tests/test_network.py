@@ -8,10 +8,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bigmodel_nb.training import autograd as ag
+from bigmodel_nb.training import backprop as ag
 from bigmodel_nb.training import network as nw
 from bigmodel_nb.training import optimizers as op
-from bigmodel_nb.training.autograd import Tensor, check_gradients, gradients
+from bigmodel_nb.training.backprop import Tensor, check_gradients, gradients
 
 MANY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SOME = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -116,11 +116,13 @@ def test_central_differences_agree_and_convict(seed, n, m):
 
 def test_gradients_add_over_uses_and_calls_and_never_alias():
     x, y = (Tensor(np.ones(3), requires_grad=True) for _ in range(2))
+    ag.sum_of((x + y) * np.arange(3.0)).backward()
+    x.grad[:] = 7
+    np.testing.assert_array_equal(y.grad, np.arange(3.0))
     for _ in range(2):
         (ag.sum_of(x + y) + ag.sum_of(x)).backward()
-    np.testing.assert_array_equal(x.grad, np.full(3, 4.0))
-    x.grad[:] = 0
-    np.testing.assert_array_equal(y.grad, np.full(3, 2.0))
+    np.testing.assert_array_equal(x.grad, np.full(3, 7 + 4.0))
+    np.testing.assert_array_equal(y.grad, np.arange(3.0) + 2)
 
 
 def test_tape_is_long_lean_and_optional():
@@ -241,7 +243,8 @@ def test_ten_optimiser_steps_as_torch(optimizer, clip, cosine, **choice):
         expected.backward()
         if clip and clip[0] == "norm":
             before = op.clip_norm(ours.parameters(), clip[1])
-            assert math.isclose(before, torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip[1]).item(), rel_tol=1e-6, abs_tol=1e-8)
+            expected_norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip[1])
+            assert math.isclose(before, expected_norm.item(), rel_tol=1e-6, abs_tol=1e-8)
         elif clip:
             op.clip_value(ours.parameters(), clip[1])
             torch.nn.utils.clip_grad_value_(theirs.parameters(), clip[1])
@@ -355,7 +358,26 @@ def test_adam_does_not_see_units(scale, seed):
     np.testing.assert_allclose(*ends, rtol=1e-9)
 
 
+@MANY
+@given(total=st.integers(2, 60), share=st.floats(0, 0.9), lr=st.floats(1e-3, 1), floor=st.floats(0, 1e-3), decay=st.floats(0, 2))
+def test_schedules_as_torch_and_as_defined(total, share, lr, floor, decay):
+    warmup = int(share * total)
+    dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(dummy, T_max=total - warmup, eta_min=floor)
+    for t in range(total - warmup):
+        np.testing.assert_allclose(op.warmup_cosine(warmup + t, total, lr, warmup, floor), cosine.get_last_lr()[0], atol=1e-9)
+        dummy.step()
+        cosine.step()
+    for t in range(warmup):
+        np.testing.assert_allclose(op.warmup_cosine(t, total, lr, warmup, floor) * warmup, lr * t)
+    assert op.inverse_time(0, lr, decay) == lr
+    gaps = np.diff([1 / op.inverse_time(t, lr, decay) for t in range(total)])
+    np.testing.assert_allclose(gaps, decay / lr, rtol=1e-6, atol=1e-9)
+
+
 # --- errors ---------------------------------------------------------------------------------------------------------
+
+PLAIN = nw.multilayer([2, 2])
 
 
 @pytest.mark.parametrize(
@@ -368,8 +390,8 @@ def test_adam_does_not_see_units(scale, seed):
         (lambda: nw.mse(Tensor(np.ones((3, 1))), np.ones(3)), ValueError, r"\(3, 1\), target \(3,\)"),
         (lambda: nw.cross_entropy(Tensor(np.ones((2, 3))), np.array([0, 3])), ValueError, "label 3 in row 1"),
         (lambda: nw.cross_entropy(Tensor(np.ones((2, 3))), np.array([0.0, 1.0])), ValueError, "whole-number labels"),
-        (lambda: nw.train_network(nw.multilayer([2, 2]), np.ones((0, 2)), np.ones(0, int), print), ValueError, "nothing to train"),
-        (lambda: nw.train_network(nw.multilayer([2, 2]), np.ones((3, 2)), np.ones(2, int), print), ValueError, "3 rows but 2"),
+        (lambda: nw.train_network(PLAIN, np.ones((0, 2)), np.ones(0, int), print), ValueError, "nothing to train"),
+        (lambda: nw.train_network(PLAIN, np.ones((3, 2)), np.ones(2, int), print), ValueError, "3 rows but 2"),
         (lambda: op.warmup_cosine(-1, 10, 0.1), ValueError, "step >= 0"),
         (lambda: op.Adam([Tensor([1.0])], betas=(1.0, 0.9)), ValueError, "betas"),
         (lambda: op.clip_value([], 0.0), ValueError, "above 0"),

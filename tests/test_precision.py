@@ -38,9 +38,11 @@ def data(rows: int, features: int, seed: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 @QUICK
-@given(rows=st.integers(1, 9), features=st.integers(1, 9), depth=st.integers(1, 3), drop=st.sampled_from([0., .3]), seed=st.integers(0, 99))
+@given(rows=st.integers(1, 9), features=st.integers(1, 9), depth=st.integers(1, 3), drop=st.sampled_from([0., .3]),
+       seed=st.integers(0, 99))
 def test_recomputed_gradients_are_bit_equal(rows, features, depth, drop, seed):
-    plain, thrifty, batch = tower(features, depth, drop, seed), tower(features, depth, drop, seed), data(rows, features, seed)
+    plain, thrifty = tower(features, depth, drop, seed), tower(features, depth, drop, seed)
+    batch = data(rows, features, seed)
     assert pr.recompute(thrifty, Block) == depth
     found = []
     for model in (plain, thrifty):
@@ -55,7 +57,8 @@ def test_recomputed_gradients_are_bit_equal(rows, features, depth, drop, seed):
 def test_parts_weighted_by_rows_give_the_gradient_of_the_whole(cuts, features, seed):
     model, (x, y) = tower(features, 1, 0., seed), data(sum(cuts), features, seed)
     whole = pr.gradient(model, (x, y), cross_entropy)[1]
-    parts = [pr.gradient(model, part, cross_entropy)[1]*len(part[1])/len(y) for part in zip(x.split(cuts), y.split(cuts), strict=True)]
+    split = zip(x.split(cuts), y.split(cuts), strict=True)
+    parts = [pr.gradient(model, part, cross_entropy)[1]*len(part[1])/len(y) for part in split]
     torch.testing.assert_close(sum(parts), whole, atol=1e-6, rtol=1e-4)
 
 
@@ -132,7 +135,8 @@ def test_a_candidate_that_fails_is_noted_and_the_rest_go_on():
 def test_setup_must_pay_within_the_training(seconds, setup, steps):
     row = dict(device="cpu", precision="fp32", channels_last=False, gradient_off=0., status="slower")
     table = pd.DataFrame([row | dict(compile=False, seconds=1., speedup=1., low=1., high=1., setup=0.),
-                          row | dict(compile=True, seconds=seconds, speedup=1/seconds, low=.99/seconds, high=1.01/seconds, setup=setup)])
+                          row | dict(compile=True, seconds=seconds, speedup=1/seconds, low=.99/seconds,
+                                     high=1.01/seconds, setup=setup)])
     found = pr._decide(table, steps)
     pays = setup + steps*seconds < steps and .99/seconds > 1
     assert found.settings["compile"] is pays

@@ -16,12 +16,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-# %% ../../nbs/training/05_batches.ipynb #a89c9e9d
+# %% ../../nbs/training/05_batches.ipynb #9a5ba420
 class Loader(Protocol):
     "What the trainer asks of its data: the same batches for the same pass, from any place on."
     def __len__(self) -> int: ...
     def __call__(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
-    def rows(self, epoch: int) -> list[torch.Tensor]: ...
+    def rows(
+        self,
+        epoch: int, # which pass, from 0
+    ) -> list[torch.Tensor]: # row numbers of each batch of this pass
+        "Which rows are in which batch."
+        ...
 
 # %% ../../nbs/training/05_batches.ipynb #2922cc9a
 def epoch_order(
@@ -35,7 +40,7 @@ def epoch_order(
         return torch.arange(n)
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed*1_000_003 + epoch))
 
-# %% ../../nbs/training/05_batches.ipynb #caa07c10
+# %% ../../nbs/training/05_batches.ipynb #7ca69a35
 class RowLoader:
     "Loader over numbered rows; a subclass says how to put a batch together."
     def __init__(
@@ -54,16 +59,22 @@ class RowLoader:
     def __len__(self) -> int: # batches in a pass
         return math.ceil(self.n / self.batch_size)
 
-    def rows(self, epoch: int) -> list[torch.Tensor]: # row numbers of each batch of this pass
+    def rows(self,
+             epoch: int, # which pass, from 0
+             ) -> list[torch.Tensor]: # row numbers of each batch
+        "Which rows are in which batch of this pass."
         return list(epoch_order(self.n, self.seed, epoch, self.shuffle).split(self.batch_size))
 
-    def batch(self, rows: torch.Tensor) -> Any: # the batch of these rows
+    def batch(self,
+              rows: torch.Tensor, # row numbers
+              ) -> Any: # the batch of these rows
+        "Put a batch together; each subclass has its own way."
         raise NotImplementedError
 
     def __call__(self, epoch: int, start: int = 0) -> Iterator[Any]: # batches of this pass from number start on
         return (self.batch(rows) for rows in self.rows(epoch)[start:])
 
-# %% ../../nbs/training/05_batches.ipynb #f286e6d7
+# %% ../../nbs/training/05_batches.ipynb #f573f7ee
 class TensorLoader(RowLoader):
     "Batches of rows of tensors that lie in memory."
     def __init__(
@@ -79,7 +90,10 @@ class TensorLoader(RowLoader):
         super().__init__(sizes[0], batch_size, seed, shuffle)
         self.tensors = tensors
 
-    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]: # a part of each tensor
+    def batch(self,
+              rows: torch.Tensor, # row numbers
+              ) -> tuple[torch.Tensor, ...]: # these rows of each tensor
+        "These rows of each tensor."
         rows = rows.to(self.tensors[0].device)
         return tuple(tensor[rows] for tensor in self.tensors)
 
@@ -123,7 +137,7 @@ def bucket_rows(
     mixed = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed)).tolist()
     return [batches[i] for i in mixed]
 
-# %% ../../nbs/training/05_batches.ipynb #4b600933
+# %% ../../nbs/training/05_batches.ipynb #e9d594db
 # long: the check of the labels belongs to the construction
 class TextLoader(RowLoader):
     "Batches of token sequences, padded to the longest of the batch: ({input_ids, attention_mask}, labels)."
@@ -148,13 +162,19 @@ class TextLoader(RowLoader):
             raise ValueError(f"text {int(np.argmin(self.lengths))} has no tokens; drop empty texts first")
         self.buckets, self.pad = buckets, pad
 
-    def rows(self, epoch: int) -> list[torch.Tensor]: # row numbers of each batch of this pass
+    def rows(self,
+             epoch: int, # which pass, from 0
+             ) -> list[torch.Tensor]: # row numbers of each batch
+        "Which texts are in which batch of this pass."
         order = epoch_order(self.n, self.seed, epoch, self.shuffle)
         if not self.buckets:
             return list(order.split(self.batch_size))
         return bucket_rows(self.lengths, self.batch_size, order, self.seed + epoch if self.shuffle else None)
 
-    def batch(self, rows: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]: # inputs and labels
+    def batch(self,
+              rows: torch.Tensor, # row numbers
+              ) -> tuple[dict[str, torch.Tensor], torch.Tensor]: # inputs and labels
+        "These texts, padded to the longest."
         chosen = rows.tolist()
         ids = np.full((len(chosen), self.lengths[chosen].max()), self.pad)
         mask = np.zeros_like(ids)

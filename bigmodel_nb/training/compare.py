@@ -18,6 +18,20 @@ from ..extras import require
 from ..measure import Interval
 from .evaluate import checked
 
+# %% ../../nbs/training/23_compare.ipynb #195b08e7
+def _aligned(
+    columns: tuple[Any, ...], # labels, predictions and the like
+) -> list[np.ndarray]: # the same as arrays
+    "Check that columns have one length and hold no missing number."
+    arrays = [np.asarray(c) for c in columns]
+    if not arrays or len({len(a) for a in arrays}) != 1 or not len(arrays[0]):
+        raise ValueError(f"columns must have one length above 0; got {[len(a) for a in arrays]}")
+    for place, a in enumerate(arrays):
+        bad = pd.isna(a) if a.ndim == 1 else pd.isna(a).any(axis=tuple(range(1, a.ndim)))
+        if bad.any():
+            raise ValueError(f"column {place} has no value in row {int(np.flatnonzero(bad)[0])}: predict every row")
+    return arrays
+
 # %% ../../nbs/training/23_compare.ipynb #16df14e0
 def resampled(
     metric: Callable[..., float], # metric(*columns) -> number
@@ -43,20 +57,6 @@ def resampled(
         draws.append(metric(*(a[rows] for a in arrays)))
     low, high = np.nanquantile(np.asarray(draws, dtype=float), [(1 - level)/2, (1 + level)/2])
     return Interval(float(metric(*arrays)), float(low), float(high))
-
-# %% ../../nbs/training/23_compare.ipynb #195b08e7
-def _aligned(
-    columns: tuple[Any, ...], # labels, predictions and the like
-) -> list[np.ndarray]: # the same as arrays
-    "Check that columns have one length and hold no missing number."
-    arrays = [np.asarray(c) for c in columns]
-    if not arrays or len({len(a) for a in arrays}) != 1 or not len(arrays[0]):
-        raise ValueError(f"columns must have one length above 0; got {[len(a) for a in arrays]}")
-    for place, a in enumerate(arrays):
-        bad = pd.isna(a) if a.ndim == 1 else pd.isna(a).any(axis=tuple(range(1, a.ndim)))
-        if bad.any():
-            raise ValueError(f"column {place} has no value in row {int(np.flatnonzero(bad)[0])}: predict every row")
-    return arrays
 
 # %% ../../nbs/training/23_compare.ipynb #69a0d193
 def metric_table(

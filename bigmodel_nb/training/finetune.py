@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'RATES', 'split_texts', 'load_encoder', 'load_tokenizer', 'tokenize', 'unknown_share', 'TextClassifier',
-           'text_loader', 'embed', 'Bottleneck', 'adapt', 'fingerprint', 'rank_schedule', 'rank_optimizer', 'rank_loss',
+           'text_loader', 'embed', 'adapt', 'fingerprint', 'rank_schedule', 'rank_optimizer', 'rank_loss',
            'trained_part', 'save_trained', 'load_trained', 'merge', 'measured_run', 'measure_methods']
 
 # %% ../../nbs/training/11_finetune.ipynb #5165a4eb
@@ -111,7 +111,7 @@ def unknown_share(
     ids = np.concatenate([e.ids[1:-1] for e in tokenizer.encode_batch(list(texts))])
     return float((ids == tokenizer.token_to_id("[UNK]")).mean())
 
-# %% ../../nbs/training/11_finetune.ipynb #d67e72da
+# %% ../../nbs/training/11_finetune.ipynb #e87a0c8a
 class TextClassifier(nn.Module):
     "An encoder, the mean of its token vectors, dropout, a linear head."
     def __init__(
@@ -128,7 +128,11 @@ class TextClassifier(nn.Module):
             nn.init.normal_(p, std=.02, generator=torch.Generator().manual_seed(seed))
         self.adapted: dict[str, Any] = {}
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids: torch.Tensor, # token numbers, shape (texts, tokens)
+        attention_mask: torch.Tensor, # 1 for a token, 0 for padding
+    ) -> torch.Tensor: # shape (texts, classes)
         "Logits of the mean over each text's own tokens, padding and invented words left out."
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         hidden, mask = hidden[:, -attention_mask.shape[1]:], attention_mask[..., None].to(hidden.dtype)
@@ -151,19 +155,18 @@ def text_loader(
                          f"from 0 to {classes - 1}: recode them, or give more classes")
     return TextLoader(tokens, codes.astype(np.int64), batch_size=batch_size, seed=seed, shuffle=shuffle)
 
-# %% ../../nbs/training/11_finetune.ipynb #8ba7676b
+# %% ../../nbs/training/11_finetune.ipynb #27bec1ce
 def embed(
     encoder: nn.Module, # from `load_encoder`, or the encoder of a trained classifier
     tokens: Sequence[list[int]], # from `tokenize`
-    batch_size: int = 64, # texts at a time
     precision: str = "fp32", # or "bf16"
 ) -> np.ndarray: # a row a text, in the texts' order
     "Sentence vectors from the encoder: features for any other model."
-    loader = text_loader(tokens, np.zeros(len(tokens), int), batch_size=batch_size, shuffle=False)
+    loader = text_loader(tokens, np.zeros(len(tokens), int), batch_size=64, shuffle=False)
     return outputs(TextClassifier(encoder, classes=0).train(encoder.training), loader, precision)
 
-# %% ../../nbs/training/11_finetune.ipynb #7fadead1
-class Bottleneck(nn.Module):
+# %% ../../nbs/training/11_finetune.ipynb #f01b623b
+class _Bottleneck(nn.Module):
     "A small network beside the identity, which it is at the start (Houlsby et al. 2019)."
     def __init__(
         self,
@@ -187,7 +190,7 @@ METHODS: dict[str, dict[str, Any]] = {
 _CONFIGS = {"lora": "LoraConfig", "adalora": "AdaLoraConfig", "ia3": "IA3Config", "prompt": "PromptTuningConfig",
             "prefix": "PrefixTuningConfig"}
 
-# %% ../../nbs/training/11_finetune.ipynb #f8447ce5
+# %% ../../nbs/training/11_finetune.ipynb #a74619f7
 def _add_adapters(encoder: nn.Module, width: int) -> None:
     "Put a bottleneck after the last linear layer of each sublayer of a BERT, before its residual sum."
     layers = getattr(getattr(encoder, "encoder", None), "layer", None)
@@ -196,7 +199,7 @@ def _add_adapters(encoder: nn.Module, width: int) -> None:
                          "only; use lora")
     for layer in layers:
         for part in (layer.attention.output, layer.output):
-            part.dense = nn.Sequential(part.dense, Bottleneck(part.dense.out_features, width))
+            part.dense = nn.Sequential(part.dense, _Bottleneck(part.dense.out_features, width))
 
 # %% ../../nbs/training/11_finetune.ipynb #82d9b95e
 def _add_peft(encoder: nn.Module, method: str, options: Mapping[str, Any]) -> nn.Module:
@@ -272,11 +275,10 @@ def rank_optimizer(
         return optimizer
     return make
 
-# %% ../../nbs/training/11_finetune.ipynb #6d22ac88
+# %% ../../nbs/training/11_finetune.ipynb #117e864e
 def rank_loss(
     model: TextClassifier, # adapted by "adalora"
     batch: Any, # as `cross_entropy` takes it
-    weight: float = .5, # of the penalty
 ) -> torch.Tensor: # for `train`
     "Cross-entropy, plus a penalty that keeps P and Q of AdaLoRA near orthogonal."
     gaps = []
@@ -284,7 +286,7 @@ def rank_loss(
         if ".lora_A." in name or ".lora_B." in name:
             square = p @ p.T if ".lora_A." in name else p.T @ p
             gaps.append(torch.linalg.norm(square - torch.eye(len(square), device=p.device)))
-    return cross_entropy(model, batch) + weight * torch.stack(gaps).mean()
+    return cross_entropy(model, batch) + .5 * torch.stack(gaps).mean()
 
 # %% ../../nbs/training/11_finetune.ipynb #c815a476
 def trained_part(
@@ -344,8 +346,8 @@ def merge(
 RATES = {"full": 1e-4, "frozen": 1e-2, "lora": 2e-3, "adalora": 5e-3, "ia3": 1e-2, "adapters": 2e-3, "prompt": 2e-2,
          "prefix": 2e-2}
 
-# %% ../../nbs/training/11_finetune.ipynb #31157ea0
-# long: eleven documented parameters
+# %% ../../nbs/training/11_finetune.ipynb #44b33453
+# long: every cost is booked in one place
 def measured_run(
     folder: str, # of the encoder
     train_table: pd.DataFrame, # columns text and label
@@ -354,19 +356,17 @@ def measured_run(
     seed: int = 0, # of everything random
     lr: float | None = None, # top learning rate, None for that in RATES
     epochs: int = 2, # passes over the training texts
-    batch_size: int = 16, # texts in a step
     max_length: int = 64, # tokens of a text
-    precision: str = "bf16", # or "fp32"
     **options: Any, # for `adapt`
 ) -> dict[str, Any]: # accuracy and its price
     "Fine-tune once, and say what it took."
     tokenizer = load_tokenizer(folder)
     tokens, tested = (tokenize(tokenizer, table["text"], max_length) for table in (train_table, test_table))
-    loader = text_loader(tokens, train_table["label"], batch_size=batch_size, seed=seed)
+    loader = text_loader(tokens, train_table["label"], batch_size=16, seed=seed)
     if ranks := method == "adalora":
         options = {**rank_schedule(epochs * len(loader)), **options}
     model, share = adapt(TextClassifier(load_encoder(folder), seed=seed), method, seed, **options)
-    recipe = Recipe(epochs=epochs, lr=lr or RATES[method], precision=precision, seed=seed,
+    recipe = Recipe(epochs=epochs, lr=lr or RATES[method], precision="bf16", seed=seed,
                     optimizer=rank_optimizer(model) if ranks else "adamw")
     loss: Callable[..., torch.Tensor] = rank_loss if ranks else cross_entropy
     at_rest = psutil.Process().memory_info().rss
@@ -374,7 +374,7 @@ def measured_run(
         history = train(model, loader, loss, recipe, progress=False)
     with tempfile.TemporaryDirectory() as place:
         size = save_trained(model, Path(place) / "part.pt")
-    logits = outputs(model, text_loader(tested, test_table["label"], batch_size=64, shuffle=False), precision)
+    logits = outputs(model, text_loader(tested, test_table["label"], batch_size=64, shuffle=False), "bf16")
     right = logits.argmax(axis=1) == test_table["label"].to_numpy()
     return {"method": method, "accuracy": float(right.mean()), "share": share, "cpu_seconds": meter.cpu_seconds,
             "seconds": meter.seconds, "megabytes": size / 1e6, "memory_mb": (meter.peak_bytes - at_rest) / 1e6,

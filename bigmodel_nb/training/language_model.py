@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['END', 'split_documents', 'train_tokenizer', 'encode_documents', 'Windows', 'next_token_loss', 'bits_per_byte',
-           'KneserNey', 'next_probabilities', 'generate', 'copied', 'PowerLaw', 'fit_power_law', 'predict_loss',
-           'save_language_model', 'load_language_model']
+           'KneserNey', 'next_probabilities', 'generate', 'copied', 'predict_loss', 'save_language_model',
+           'load_language_model']
 
-# %% ../../nbs/training/10_language_model.ipynb #3d8629a9
+# %% ../../nbs/training/10_language_model.ipynb #ae432ad2
 import hashlib
 import json
 import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from ..etl.duplicates import duplicate_groups, near_duplicates
 from ..extras import require
 from ..measure import Interval
 from .batches import RowLoader
+from .experiment import fit_power_law
 from .transformer import KeyValueCache, LanguageModel, from_llama, to_llama
 
 if TYPE_CHECKING:
@@ -131,7 +132,23 @@ def bits_per_byte(
     size = sum(len(text.encode()) + 1 for text in texts)
     return loss/math.log(2)*len(tokens)/size
 
-# %% ../../nbs/training/10_language_model.ipynb #08997bd2
+# %% ../../nbs/training/10_language_model.ipynb #e99d084d
+def _grams(tokens: torch.Tensor, n: int, vocabulary: int) -> np.ndarray:
+    "Every run of n tokens as one number, the last token lowest."
+    row = np.asarray(tokens).astype(np.int64)
+    keys = np.zeros(max(0, len(row) - n + 1), np.int64)
+    for k in range(n):
+        keys = keys*vocabulary + row[k:k + len(keys)]
+    return keys
+
+# %% ../../nbs/training/10_language_model.ipynb #f53771b2
+def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    "Values of wanted keys, 0 for those that are not there; keys are sorted."
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[at] == wanted, values[at], 0)
+
+# %% ../../nbs/training/10_language_model.ipynb #89ec2d27
+# long: counting and asking mirror each other line by line
 class KneserNey:
     "Interpolated Kneser-Ney n-grams with one discount for each order."
     def __init__(
@@ -172,22 +189,7 @@ class KneserNey:
         "Mean cost of a token, as `next_token_loss` counts it."
         return float(-np.log(self.probabilities(tokens)[1:]).mean())
 
-# %% ../../nbs/training/10_language_model.ipynb #e99d084d
-def _grams(tokens: torch.Tensor, n: int, vocabulary: int) -> np.ndarray:
-    "Every run of n tokens as one number, the last token lowest."
-    row = np.asarray(tokens).astype(np.int64)
-    keys = np.zeros(max(0, len(row) - n + 1), np.int64)
-    for k in range(n):
-        keys = keys*vocabulary + row[k:k + len(keys)]
-    return keys
-
-# %% ../../nbs/training/10_language_model.ipynb #f53771b2
-def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    "Values of wanted keys, 0 for those that are not there; keys are sorted."
-    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[at] == wanted, values[at], 0)
-
-# %% ../../nbs/training/10_language_model.ipynb #7307e45c
+# %% ../../nbs/training/10_language_model.ipynb #59e3270d
 def next_probabilities(
     logits: torch.Tensor, # of the next token, (texts, vocabulary)
     temperature: float = 1.0, # below 1 bolder, above 1 wilder, 0 always the likeliest
@@ -196,7 +198,8 @@ def next_probabilities(
 ) -> torch.Tensor: # probabilities, (texts, vocabulary)
     "Probabilities to draw the next token from."
     if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
-        raise ValueError(f"temperature {temperature} must not be negative, top_k {top_k} be at least 1, top_p {top_p} in (0, 1]")
+        raise ValueError(f"temperature {temperature} must not be negative, top_k {top_k} be at least 1 and "
+                         f"top_p {top_p} in (0, 1]")
     if temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
     logits = logits/temperature
@@ -249,43 +252,7 @@ def copied(
     parts = np.asarray(written).astype(np.int32)[:, :written.shape[1]//length*length].reshape(len(written), -1, length)
     return np.array([[there(string) for string in text] for text in parts])
 
-# %% ../../nbs/training/10_language_model.ipynb #b43480af
-class PowerLaw(NamedTuple):
-    "Loss as floor + scale · size^-exponent."
-    floor: float
-    scale: float
-    exponent: float
-
-    def at(
-        self,
-        size: Any, # parameters, tokens or operations, one or many
-    ) -> np.ndarray: # the loss
-        "Loss at a size."
-        return self.floor + self.scale*np.asarray(size, dtype=float)**-self.exponent
-
-# %% ../../nbs/training/10_language_model.ipynb #1e7a7c4a
-def fit_power_law(
-    size: Any, # parameters, tokens or operations of each run, (runs,)
-    loss: Any, # its loss, (runs,)
-) -> PowerLaw: # floor, scale, exponent
-    "The power law with the least squared error in log loss."
-    size, loss = np.asarray(size, dtype=float), np.asarray(loss, dtype=float)
-    if size.shape != loss.shape or len(np.unique(size)) < 4:
-        raise ValueError(f"three unknowns need at least 4 different sizes, each with its loss; got {len(np.unique(size))} "
-                         f"different of {size.shape} sizes and {loss.shape} losses")
-    if not (size > 0).all() or not (np.isfinite(loss) & (loss > 0)).all():
-        raise ValueError("sizes and losses must be positive numbers; leave out a run that failed, and say so")
-    middle = np.exp(np.log(size).mean())
-    def wrong(v: np.ndarray) -> np.ndarray:
-        return np.log(v[0] + v[1]*(size/middle)**-v[2]) - np.log(loss)
-    least = require("scipy.optimize").least_squares
-    starts = [(share*loss.min(), (1 - share)*np.median(loss), 0.3) for share in (0.05, 0.5, 0.9)]
-    within = ([0, 1e-9, 0], [loss.min(), np.inf, 3])
-    tried = [least(wrong, start, bounds=within, x_scale="jac") for start in starts]
-    floor, scale, exponent = min(tried, key=lambda fit: fit.cost).x
-    return PowerLaw(float(floor), float(scale*middle**exponent), float(exponent))
-
-# %% ../../nbs/training/10_language_model.ipynb #54d8ed80
+# %% ../../nbs/training/10_language_model.ipynb #f1336a2c
 def predict_loss(
     size: Any, # sizes of the runs so far, (runs,)
     loss: Any, # their losses, (runs,)
@@ -296,15 +263,25 @@ def predict_loss(
 ) -> Interval: # value, low, high
     "What the power law says of a size not yet run, with an interval for one new run."
     size, loss = np.asarray(size, dtype=float), np.asarray(loss, dtype=float)
+    if len(np.unique(size)) < 4:
+        raise ValueError(f"a law with three unknowns passes through {len(np.unique(size))} sizes without an error to learn "
+                         "from; run at least 4 different sizes")
     law, rng = fit_power_law(size, loss), np.random.default_rng(seed)
-    left = np.log(loss) - np.log(law.at(size))
-    left = left*math.sqrt(len(size)/max(1, len(size) - 3))
+    left = (np.log(loss) - np.log(law.at(size)))*math.sqrt(len(size)/(len(size) - 3))
     draws = []
     for _ in range(n):
         again = fit_power_law(size, law.at(size)*np.exp(rng.choice(left, len(size))))
         draws.append(float(again.at(at)*np.exp(rng.choice(left))))
     low, high = np.quantile(draws, [(1 - level)/2, (1 + level)/2])
     return Interval(float(law.at(at)), float(low), float(high))
+
+# %% ../../nbs/training/10_language_model.ipynb #29df0be6
+_FILES = ("model.safetensors", "tokenizer.json", "config.json")
+
+# %% ../../nbs/training/10_language_model.ipynb #cc0d9c9f
+def _beside(path: Path) -> Path:
+    "Where a file is written before it takes its name."
+    return path.with_name(f".{path.name}.part")
 
 # %% ../../nbs/training/10_language_model.ipynb #81108606
 def save_language_model(
@@ -351,11 +328,3 @@ def load_language_model(
         raise ValueError(f"{folder.name}: tokenizer.json knows {tokenizer.get_vocab_size()} tokens, config.json says "
                          f"{config['vocab_size']}: they are of different models")
     return from_llama(config, state), tokenizer, config
-
-# %% ../../nbs/training/10_language_model.ipynb #29df0be6
-_FILES = ("model.safetensors", "tokenizer.json", "config.json")
-
-# %% ../../nbs/training/10_language_model.ipynb #cc0d9c9f
-def _beside(path: Path) -> Path:
-    "Where a file is written before it takes its name."
-    return path.with_name(f".{path.name}.part")

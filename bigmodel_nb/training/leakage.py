@@ -14,11 +14,11 @@ import pandas as pd
 from ..etl.duplicates import near_duplicates
 from ..extras import require
 
-# %% ../../nbs/training/26_leakage.ipynb #37c75eb9
+# %% ../../nbs/training/26_leakage.ipynb #52e67db1
 def shared_rows(
     train: pd.DataFrame, # training rows
     test: pd.DataFrame, # test rows, the same columns
-) -> tuple[np.ndarray, np.ndarray]: # for each test row and for each training row, whether its cells stand in (another row of) training
+) -> tuple[np.ndarray, np.ndarray]: # whether each test row, and each training row, has a twin in training
     "Rows whose cells all stand in the training table too."
     columns = list(test.columns)
     def digest(table: pd.DataFrame) -> pd.Series:
@@ -38,7 +38,7 @@ def near_copies(
     across = pairs[(pairs.i < len(train)) & (pairs.j >= len(train))]
     return np.isin(np.arange(len(test)), across.j.to_numpy() - len(train))
 
-# %% ../../nbs/training/26_leakage.ipynb #2118ba66
+# %% ../../nbs/training/26_leakage.ipynb #1b3a21b1
 def _classes(
     target: pd.Series, # a class a row, or numbers
 ) -> np.ndarray: # class numbers from 0
@@ -49,27 +49,32 @@ def _classes(
         return (target > target.median()).to_numpy().astype(int)
     codes, names = pd.factorize(target, sort=True)
     if len(names) < 2 or np.bincount(codes).min() < 3:
-        counts = dict(zip(names.tolist(), np.bincount(codes).tolist()))
+        counts = dict(zip(names.tolist(), np.bincount(codes).tolist(), strict=True))
         raise ValueError(f"target has the classes {counts}: two classes of three rows each at least")
     return np.asarray(codes)
 
-# %% ../../nbs/training/26_leakage.ipynb #a1d59399
+# %% ../../nbs/training/26_leakage.ipynb #b038f6c6
 def column_strength(
     table: pd.DataFrame, # columns, without the target
     target: pd.Series, # what is to be predicted
     seed: int = 0, # of the folds
 ) -> pd.Series: # area under the curve of each column alone, the strongest first
     "How well each column predicts the target alone, on rows it was not fitted on."
-    select, trees, sk = (require(f"sklearn.{m}") for m in ("model_selection", "tree", "metrics"))
+    names = ("model_selection", "tree", "metrics", "preprocessing", "pipeline", "linear_model")
+    select, trees, sk, code, pipe, line = (require(f"sklearn.{name}") for name in names)
     y, strength = _classes(target), {}
     folds = select.StratifiedKFold(3, shuffle=True, random_state=seed)
     for name, column in table.items():
-        number = pd.api.types.is_numeric_dtype(column)
-        x = column.to_numpy(dtype=float) if number else pd.factorize(column.map(column.value_counts()).rank().astype(str) + column.astype(str), sort=True)[0]
-        leaf = trees.DecisionTreeClassifier(max_depth=6, min_samples_leaf=max(2, min(20, len(y)//50)), random_state=seed)
-        p = select.cross_val_predict(leaf, x[:, None], y, cv=folds, method="predict_proba")
-        area = sk.roc_auc_score(y, p[:, 1]) if p.shape[1] == 2 else sk.roc_auc_score(y, p, multi_class="ovr")
-        strength[name] = float(area)
+        tree = trees.DecisionTreeClassifier(max_depth=6, min_samples_leaf=max(2, min(20, len(y)//50)), random_state=seed)
+        if pd.api.types.is_datetime64_any_dtype(column):
+            column = (column - column.min()).dt.total_seconds()
+        if pd.api.types.is_numeric_dtype(column):
+            model, x = tree, column.to_numpy(dtype=float)
+        else:
+            marks = code.OneHotEncoder(handle_unknown="ignore")
+            model, x = pipe.make_pipeline(marks, line.LogisticRegression(max_iter=300)), column.astype(str).to_numpy()
+        p = select.cross_val_predict(model, x[:, None], y, cv=folds, method="predict_proba")
+        strength[name] = float(sk.roc_auc_score(y, p[:, 1]) if p.shape[1] == 2 else sk.roc_auc_score(y, p, multi_class="ovr"))
     return pd.Series(strength, name="auroc", dtype=float).sort_values(ascending=False)
 
 # %% ../../nbs/training/26_leakage.ipynb #e9d20b74
@@ -138,6 +143,21 @@ def fitted_on_all(
             found[name] = "encoding by the target"
     return found
 
+# %% ../../nbs/training/26_leakage.ipynb #4c1aac66
+def _same_columns(
+    train: pd.DataFrame, # training rows
+    test: pd.DataFrame, # test rows
+    needed: list[str], # columns that must be there
+) -> None:
+    "Refuse two tables that cannot be two sides of one split."
+    for side, table in (("train", train), ("test", test)):
+        missing = [c for c in needed if c not in table]
+        if missing or not len(table):
+            raise ValueError(f"{side} has {len(table)} rows and no column {missing}; its columns are {list(table)}")
+    odd = set(train.columns) ^ set(test.columns)
+    if odd:
+        raise ValueError(f"only one side has the columns {sorted(map(str, odd))}: pass the same columns for both")
+
 # %% ../../nbs/training/26_leakage.ipynb #4151f3a4
 def _rows_found(
     train: pd.DataFrame, # training rows
@@ -183,18 +203,3 @@ def leakage_report(
     rows.append(["fitted on everything", ", ".join(fitted), None, float("nan"), "found" if fitted else "clean"])
     table = pd.DataFrame(rows, columns=["check", "where", "rows", "share", "verdict"]).astype({"rows": "Int64"})
     return table.set_index("check")
-
-# %% ../../nbs/training/26_leakage.ipynb #4c1aac66
-def _same_columns(
-    train: pd.DataFrame, # training rows
-    test: pd.DataFrame, # test rows
-    needed: list[str], # columns that must be there
-) -> None:
-    "Refuse two tables that cannot be two sides of one split."
-    for side, table in (("train", train), ("test", test)):
-        missing = [c for c in needed if c not in table]
-        if missing or not len(table):
-            raise ValueError(f"{side} has {len(table)} rows and no column {missing}; its columns are {list(table)}")
-    odd = set(train.columns) ^ set(test.columns)
-    if odd:
-        raise ValueError(f"only one side has the columns {sorted(map(str, odd))}: pass the same columns for both")

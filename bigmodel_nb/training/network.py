@@ -7,14 +7,14 @@ __all__ = ['ACTIVATIONS', 'Layer', 'xavier', 'kaiming', 'Linear', 'gelu', 'Activ
            'cross_entropy', 'binary_cross_entropy', 'Dropout', 'LayerNorm', 'Sequential', 'multilayer', 'minibatches',
            'descend', 'train_network', 'logits']
 
-# %% ../../nbs/training/02_network.ipynb #e06cbfc3
+# %% ../../nbs/training/02_network.ipynb #d771d640
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from ..extras import require
-from bigmodel_nb.training.autograd import (
-    Tensor, exp, log, max_of, mean_of, no_tape, relu, sigmoid, sum_of, tanh,
+from bigmodel_nb.training.backprop import (
+    Tensor, exp, log, mean_of, no_tape, relu, sigmoid, sum_of, tanh,
 )
 
 # %% ../../nbs/training/02_network.ipynb #00cc2039
@@ -126,17 +126,17 @@ def mse(
                          "would compare every row with every other: reshape one")
     return mean_of((prediction - target)**2)
 
-# %% ../../nbs/training/02_network.ipynb #3c3024f7
+# %% ../../nbs/training/02_network.ipynb #92bc6f56
 def cross_entropy(
     logits: Tensor, # (rows, classes)
     labels: np.ndarray, # (rows,), class numbers from 0
 ) -> Tensor: # one number: mean surprise in nats
     "Mean negative log-probability of the true class."
     labels = np.asarray(labels)
-    rows, classes = logits.shape if logits.data.ndim == 2 else (None, None)
-    if rows is None or labels.shape != (rows,) or labels.dtype.kind not in "iu":
+    if logits.data.ndim != 2 or labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
         raise ValueError(f"need logits (rows, classes) and whole-number labels (rows,); got {logits.shape} and "
                          f"{labels.shape} of {labels.dtype}")
+    rows, classes = logits.shape
     if not rows:
         raise ValueError("the batch is empty: the loss of no rows is no number")
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
@@ -215,7 +215,7 @@ class Sequential(Layer):
         "What all layers learn."
         return [p for layer in self.layers for p in layer.parameters()]
 
-# %% ../../nbs/training/02_network.ipynb #8224994e
+# %% ../../nbs/training/02_network.ipynb #1cf4ccc5
 def multilayer(
     sizes: Sequence[int], # features, width of each hidden layer, outputs
     activation: str = "relu", # the bend after each hidden layer
@@ -227,10 +227,15 @@ def multilayer(
     "A multilayer perceptron; the last layer gives plain scores."
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"sizes must name features and outputs, each at least 1; got {list(sizes)}")
-    rng, layers = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    layers: list[Layer] = []
     for n_in, n_out in zip(sizes[:-2], sizes[1:-1], strict=True):
-        layers += [Linear(n_in, n_out, rng, start)] + [LayerNorm(n_out)]*norm + [Activation(activation)]
-        layers += [Dropout(dropout)]*(dropout > 0)
+        layers.append(Linear(n_in, n_out, rng, start))
+        if norm:
+            layers.append(LayerNorm(n_out))
+        layers.append(Activation(activation))
+        if dropout:
+            layers.append(Dropout(dropout))
     return Sequential(*layers, Linear(sizes[-2], sizes[-1], rng, start))
 
 # %% ../../nbs/training/02_network.ipynb #3e650207

@@ -6,14 +6,14 @@
 __all__ = ['Optimizer', 'SGD', 'Adam', 'AdamW', 'inverse_time', 'warmup_cosine', 'clip_norm', 'clip_value', 'contraction',
            'best_momentum']
 
-# %% ../../nbs/training/03_optimizers.ipynb #971f8c2a
+# %% ../../nbs/training/03_optimizers.ipynb #9d19ba58
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from .autograd import Tensor
+from .backprop import Tensor
 
 # %% ../../nbs/training/03_optimizers.ipynb #6d38d028
 class Optimizer:
@@ -48,7 +48,7 @@ class Optimizer:
                 self.steps[i] += 1
                 p.data = p.data - self.lr*self.direction(i, p.data, p.grad)
 
-# %% ../../nbs/training/03_optimizers.ipynb #51131097
+# %% ../../nbs/training/03_optimizers.ipynb #7c876590
 class SGD(Optimizer):
     "Gradient descent with momentum, plain or Nesterov's."
 
@@ -64,11 +64,13 @@ class SGD(Optimizer):
         if not 0 <= momentum < 1 or (nesterov and not momentum):
             raise ValueError(f"momentum must be from 0 to below 1, above 0 for nesterov; got {momentum}")
         self.momentum, self.nesterov = momentum, nesterov
-        self.velocity = [np.zeros(p.shape) for p in self.parameters]
+        self.velocity = [np.zeros(p.shape) for p in self.parameters] if momentum else []
 
     def direction(self, i: int, weight: np.ndarray, gradient: np.ndarray) -> np.ndarray: # as in Optimizer
         "The velocity after this gradient."
         gradient = gradient + self.weight_decay*weight
+        if not self.momentum:
+            return gradient
         self.velocity[i] = self.momentum*self.velocity[i] + gradient
         return gradient + self.momentum*self.velocity[i] if self.nesterov else self.velocity[i]
 

@@ -69,7 +69,7 @@ def one_forward_one_backward(
         orders.append(order + [piece("B", device, k) for k in range(total - ahead, total)])
     return orders
 
-# %% ../../nbs/training/15_pipeline.ipynb #77604867
+# %% ../../nbs/training/15_pipeline.ipynb #7a0605ea
 def simulate(
     orders: Sequence[Sequence[tuple[str, int, int]]], # what each device does, in order
     forward: float | Sequence[float] = 1., # time of a forward pass, one number or one for each stage
@@ -95,7 +95,7 @@ def simulate(
                 slots.append(Slot(device, stage, kind, i, start, free[device]))
         if len(slots) == before:
             stuck = next(d for d, order in enumerate(todo) if order)
-            raise ValueError(f"deadlock: device {stuck} waits for the input of {todo[stuck][0]} for ever; check its order")
+            raise ValueError(f"deadlock: device {stuck} waits for ever for the input of {todo[stuck][0]}; check its order")
     return slots
 
 # %% ../../nbs/training/15_pipeline.ipynb #8e6ed044
@@ -128,7 +128,7 @@ def in_flight(
         most[s.device] = max(most.get(s.device, 0), held[s.device])
     return [most[device] for device in sorted(most)]
 
-# %% ../../nbs/training/15_pipeline.ipynb #e2f9a866
+# %% ../../nbs/training/15_pipeline.ipynb #68f59072
 def draw(
     slots: Iterable[Slot], # simulated or measured
     title: str, # what the figure says
@@ -145,14 +145,15 @@ def draw(
             ax.barh(s.device, s.end - s.start, left=s.start - begin, color=color, alpha=1 if s.stage < devices else .6,
                     edgecolor="white", linewidth=.6)
             if s.end - s.start > width:
-                ax.text((s.start + s.end) / 2 - begin, s.device, s.micro, ha="center", va="center", fontsize=7, color="white")
+                ax.text((s.start + s.end) / 2 - begin, s.device, s.micro, ha="center", va="center", fontsize=7,
+                        color="white")
         ax.set_yticks(range(devices), [f"device {d}" for d in range(devices)])
         ax.invert_yaxis()
         label(ax, title, f"time ({unit})", None)
     plt.close(fig)
     return fig
 
-# %% ../../nbs/training/15_pipeline.ipynb #12290724
+# %% ../../nbs/training/15_pipeline.ipynb #6f4bdbe0
 def cut(
     model: nn.Sequential, # layers in order
     stages: int, # pieces
@@ -161,7 +162,7 @@ def cut(
     "Cut a model so that the dearest stage is as cheap as possible."
     layers, n = list(model.named_children()), len(model)
     if not 1 <= stages <= n:
-        raise ValueError(f"cannot cut {n} layers into {stages} stages: take at most {n}, or write the model as more layers")
+        raise ValueError(f"cannot cut {n} layers into {stages} stages: take at most {n}, or split the layers")
     cost = [float(sum(p.numel() for p in layer.parameters())) for _, layer in layers] if costs is None else list(costs)
     if len(cost) != n:
         raise ValueError(f"{len(cost)} costs for {n} layers: give one for each")
@@ -222,7 +223,7 @@ class PipelineRun(NamedTuple):
     slots: list[list[Slot]]
     weights: dict[str, torch.Tensor]
 
-# %% ../../nbs/training/15_pipeline.ipynb #8973a8af
+# %% ../../nbs/training/15_pipeline.ipynb #f5ab483a
 def train_pipeline(
     pieces: Sequence[nn.Module], # all stages in order; process r keeps r, r + p, r + 2p ...
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]], # (inputs, labels), the same in every process
@@ -241,7 +242,7 @@ def train_pipeline(
     run = PipelineRun([], [], {})
     for x, y in batches:
         if len(x) % micro:
-            raise ValueError(f"{len(x)} rows do not divide into {micro} micro-batches: change the batch size or `micro`")
+            raise ValueError(f"{len(x)} rows do not divide into {micro} micro-batches: change the batch or `micro`")
         parts: list[torch.Tensor] = []
         last: dict[str, Any] = {"target": y, "losses": parts} if rank == size - 1 else {}
         plan.step(*((x,) if rank == 0 else ()), **last)
@@ -251,8 +252,7 @@ def train_pipeline(
         run.slots.append([slot for stage in stages for slot in stage.slots])
         for stage in stages:
             stage.slots.clear()
-    for stage in stages:
-        run.weights.update(stage.submod.state_dict())
+    run.weights.update({name: w for stage in stages for name, w in stage.submod.state_dict().items()})
     return run
 
 # %% ../../nbs/training/15_pipeline.ipynb #bfc8ddef

@@ -215,10 +215,10 @@ class ProcessLink:
             done.wait()
         return outgoing.nbytes if outgoing is not None else 0
 
-# %% ../../nbs/training/13_ring.ipynb #5cddcedd
+# %% ../../nbs/training/13_ring.ipynb #b9243735
 @contextmanager
 def worker(
-    timeout: float = 30., # seconds that any exchange may take
+    timeout: float = 120., # seconds that any exchange may take
 ) -> Iterator[ProcessLink]: # this process among all
     "Join the workers that torchrun started, and leave in good order; a failure is reported with its rank."
     if "RANK" not in os.environ:
@@ -321,13 +321,13 @@ def _command(
     return [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(workers),
             "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1", *target]
 
-# %% ../../nbs/training/13_ring.ipynb #36cddc26
+# %% ../../nbs/training/13_ring.ipynb #ef906a0f
 def launch(
     script: str | Path, # a .py file, or the name of a module with a main part
     workers: int, # processes
     *arguments: object, # its command line
     port: int = 0, # where they meet; 0 takes a free one
-    timeout: float = 120., # seconds until everything is stopped
+    timeout: float = 300., # seconds until everything is stopped
 ) -> list[Any]: # what each worker answered, by rank; None if it did not
     "Run a script as several processes by torchrun, wait, and leave no process behind."
     command = _command(script, workers, port) + [str(argument) for argument in arguments]

@@ -76,6 +76,18 @@ class RMSNorm(nn.Module):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return self.weight*(wide*torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
+# %% ../../nbs/training/04_transformer.ipynb #49818edb
+def _with_room(kept: torch.Tensor, new: torch.Tensor, used: int, total: int) -> torch.Tensor:
+    "The same buffer if `total` places fit, else one of at least twice the length."
+    if kept.shape[:3] != new.shape[:3]:
+        raise ValueError(f"the cache holds {kept.shape[1]} texts with {kept.shape[2]} key heads, {new.shape[1]} texts with "
+                         f"{new.shape[2]} came: start a new KeyValueCache for other texts")
+    if total <= kept.shape[-2]:
+        return kept
+    grown = new.new_zeros(*new.shape[:3], max(total, 2*kept.shape[-2]), new.shape[-1])
+    grown[..., :used, :] = kept[..., :used, :]
+    return grown
+
 # %% ../../nbs/training/04_transformer.ipynb #614721b7
 class KeyValueCache:
     "Keys and values of the places already read, for every layer."
@@ -105,22 +117,10 @@ class KeyValueCache:
         self._used[layer] = total
         return self._kept[layer][0, ..., :total, :], self._kept[layer][1, ..., :total, :]
 
-# %% ../../nbs/training/04_transformer.ipynb #49818edb
-def _with_room(kept: torch.Tensor, new: torch.Tensor, used: int, total: int) -> torch.Tensor:
-    "The same buffer if `total` places fit, else one of at least twice the length."
-    if kept.shape[:3] != new.shape[:3]:
-        raise ValueError(f"the cache holds {kept.shape[1]} texts with {kept.shape[2]} key heads, {new.shape[1]} texts with "
-                         f"{new.shape[2]} came: start a new KeyValueCache for other texts")
-    if total <= kept.shape[-2]:
-        return kept
-    grown = new.new_zeros(*new.shape[:3], max(total, 2*kept.shape[-2]), new.shape[-1])
-    grown[..., :used, :] = kept[..., :used, :]
-    return grown
-
-# %% ../../nbs/training/04_transformer.ipynb #93c3506c
+# %% ../../nbs/training/04_transformer.ipynb #5125470d
+# long: four projections and the walk through them are one thought
 class Attention(nn.Module):
     "Multi-head causal self-attention with rotary places and shared keys."
-    # long: four projections and the walk through them are one thought
     def __init__(
         self,
         dim: int, # width of the residual stream
@@ -196,10 +196,34 @@ class Block(nn.Module):
         x = x + self.self_attn(self.input_layernorm(x), angles, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
-# %% ../../nbs/training/04_transformer.ipynb #ee54f0ad
+# %% ../../nbs/training/04_transformer.ipynb #24f04a03
+def _initialise(model: "LanguageModel") -> None:
+    "Normal weights that keep a vector's size; smaller where a branch ends, so that the stream does not grow with depth."
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1:
+            std = weight.shape[1]**-0.5
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std /= math.sqrt(2*model.shape["layers"])
+            elif not model.shape["tied"] and not name.startswith("layers"):
+                std = 1.0 if name.startswith("embed") else 0.02
+            nn.init.normal_(weight, std=std)
+
+# %% ../../nbs/training/04_transformer.ipynb #46364a47
+def _embed(table: nn.Embedding, tokens: torch.Tensor) -> torch.Tensor:
+    "The tokens' vectors, or an error that names the token."
+    if tokens.dim() != 2 or tokens.is_floating_point():
+        raise ValueError(f"tokens must be whole numbers, (texts, places); got {tokens.dtype} of shape {tuple(tokens.shape)}")
+    try:
+        return table(tokens)
+    except IndexError as error:
+        row, place = torch.nonzero((tokens < 0) | (tokens >= table.num_embeddings))[0].tolist()
+        raise IndexError(f"token {tokens[row, place]} at text {row}, place {place} is outside the vocabulary of "
+                         f"{table.num_embeddings}: was it made by another tokenizer?") from error
+
+# %% ../../nbs/training/04_transformer.ipynb #e955b0e9
+# long: eight documented numbers that make a model's shape
 class LanguageModel(nn.Module):
     "A decoder: tokens in, for each place the logits of the next token out."
-    # long: the documented shape of a model
     def __init__(
         self,
         vocabulary: int, # number of tokens
@@ -219,7 +243,7 @@ class LanguageModel(nn.Module):
         self.layers = nn.ModuleList(Block(dim, heads, kv_heads, hidden) for _ in range(layers))
         self.norm = RMSNorm(dim)
         self.lm_head = nn.Linear(dim, vocabulary, bias=False)
-        _initialise(self, layers)
+        _initialise(self)
         if tied:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -235,26 +259,6 @@ class LanguageModel(nn.Module):
         for number, layer in enumerate(self.layers):
             x = layer(x, angles, cache, number)
         return self.lm_head(self.norm(x))
-
-# %% ../../nbs/training/04_transformer.ipynb #f4609967
-def _initialise(model: nn.Module, layers: int) -> None:
-    "Small normal weights; those that end a branch smaller, so that the stream does not grow with depth."
-    for name, weight in model.named_parameters():
-        if weight.dim() > 1:
-            ends = name.endswith(("o_proj.weight", "down_proj.weight"))
-            nn.init.normal_(weight, std=0.02/math.sqrt(2*layers) if ends else 0.02)
-
-# %% ../../nbs/training/04_transformer.ipynb #46364a47
-def _embed(table: nn.Embedding, tokens: torch.Tensor) -> torch.Tensor:
-    "The tokens' vectors, or an error that names the token."
-    if tokens.dim() != 2 or tokens.is_floating_point():
-        raise ValueError(f"tokens must be whole numbers, (texts, places); got {tokens.dtype} of shape {tuple(tokens.shape)}")
-    try:
-        return table(tokens)
-    except IndexError as error:
-        row, place = torch.nonzero((tokens < 0) | (tokens >= table.num_embeddings))[0].tolist()
-        raise IndexError(f"token {tokens[row, place]} at text {row}, place {place} is outside the vocabulary of "
-                         f"{table.num_embeddings}: was it made by another tokenizer?") from error
 
 # %% ../../nbs/training/04_transformer.ipynb #62e5b288
 def to_llama(
@@ -274,6 +278,22 @@ def to_llama(
     if s["tied"]:
         del state[outside]
     return config, state
+
+# %% ../../nbs/training/04_transformer.ipynb #7c9ac402
+def _fill(model: LanguageModel, state: dict[str, torch.Tensor]) -> None:
+    "Put weights in their places; name the first tensor that does not fit."
+    if model.shape["tied"]:
+        state = {**state, "lm_head.weight": state.get("embed_tokens.weight", torch.empty(0))}
+    for name, own in model.state_dict().items():
+        if name not in state:
+            raise KeyError(f"tensor {name!r} is missing from the weights; have they and the configuration one source?")
+        if state[name].shape != own.shape:
+            raise ValueError(f"tensor {name!r} has shape {tuple(state[name].shape)}, the configuration asks for "
+                             f"{tuple(own.shape)}; have they one source?")
+    if extra := sorted(set(state) - set(model.state_dict())):
+        raise ValueError(f"tensor {extra[0]!r}, one of {len(extra)}, has no place in the model; have weights and "
+                         "configuration one source?")
+    model.to(next(iter(state.values())).dtype).load_state_dict(state)
 
 # %% ../../nbs/training/04_transformer.ipynb #ee859daf
 def from_llama(
@@ -298,22 +318,6 @@ def from_llama(
             part.eps = config.get("rms_norm_eps", 1e-6)
     _fill(model, {name.removeprefix("model."): w for name, w in state.items()})
     return model.eval()
-
-# %% ../../nbs/training/04_transformer.ipynb #7c9ac402
-def _fill(model: LanguageModel, state: dict[str, torch.Tensor]) -> None:
-    "Put weights in their places; name the first tensor that does not fit."
-    if model.shape["tied"]:
-        state = {**state, "lm_head.weight": state.get("embed_tokens.weight", torch.empty(0))}
-    for name, own in model.state_dict().items():
-        if name not in state:
-            raise KeyError(f"tensor {name!r} is missing from the weights; have they and the configuration one source?")
-        if state[name].shape != own.shape:
-            raise ValueError(f"tensor {name!r} has shape {tuple(state[name].shape)}, the configuration asks for "
-                             f"{tuple(own.shape)}; have they one source?")
-    if extra := sorted(set(state) - set(model.state_dict())):
-        raise ValueError(f"tensor {extra[0]!r}, one of {len(extra)}, has no place in the model; have weights and "
-                         "configuration one source?")
-    model.to(next(iter(state.values())).dtype).load_state_dict(state)
 
 # %% ../../nbs/training/04_transformer.ipynb #90663678
 def forward_flops(

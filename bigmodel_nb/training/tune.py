@@ -88,7 +88,7 @@ def _points(
         return s.high - s.low + 1 if s.whole else math.inf
     return math.prod(width(s) for s in space.values())
 
-# %% ../../nbs/training/19_tune.ipynb #f157f9d8
+# %% ../../nbs/training/19_tune.ipynb #5b0fafa4
 def queue_of(
     space: dict[str, Any], # a list or a Span for each hyperparameter
     method: str = "random", # grid, random, tpe or gp
@@ -109,7 +109,8 @@ def queue_of(
         raise ValueError(f"{trials} trials asked of a space with {size} points: ask for at most {size}")
     if method in ("tpe", "gp"):
         return [{} for _ in range(trials)]
-    rng, points = np.random.default_rng(seed), {}
+    points: dict[str, dict[str, Any]] = {}
+    rng = np.random.default_rng(seed)
     while len(points) < trials:
         point = _draw(space, rng)
         points.setdefault(json.dumps(point), point)
@@ -175,7 +176,7 @@ def _put_back(
         again = dict(point=trial.params or attrs["point"], tries=attrs["tries"] + 1)
         study.enqueue_trial(again["point"], user_attrs=again)
 
-# %% ../../nbs/training/19_tune.ipynb #36a46038
+# %% ../../nbs/training/19_tune.ipynb #53571217
 def _sweep(
     study: Any, # an Optuna study
 ) -> None: # trials of dead workers of this machine are put back
@@ -183,7 +184,8 @@ def _sweep(
     for trial in study.get_trials(deepcopy=False, states=(require("optuna").trial.TrialState.RUNNING,)):
         host, pid, born = trial.user_attrs.get("worker", (socket.gethostname(), -1, 0))
         try:
-            alive = psutil.Process(pid).create_time() == born if pid > 0 else False
+            process = psutil.Process(pid) if pid not in (-1, os.getpid()) else None
+            alive = process is not None and process.create_time() == born and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             alive = False
         if host == socket.gethostname() and not alive:
@@ -376,7 +378,7 @@ def _start(
         pipe.write(pickle.dumps(sys.path) + pickle.dumps((_work, job)))
     return process
 
-# %% ../../nbs/training/19_tune.ipynb #4f0b6968
+# %% ../../nbs/training/19_tune.ipynb #96e0c8d6
 def _fleet(
     job: dict[str, Any], # arguments of _work
     workers: int, # processes
@@ -400,11 +402,12 @@ def _fleet(
         finally:
             for p in crew:
                 p.kill()
+                p.wait()
 
 # %% ../../nbs/training/19_tune.ipynb #6058b689
 _STATES = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 
-# %% ../../nbs/training/19_tune.ipynb #81e36816
+# %% ../../nbs/training/19_tune.ipynb #e98baefa
 def _table(
     study: Any, # an Optuna study
 ) -> pd.DataFrame: # a row a trial
@@ -413,8 +416,9 @@ def _table(
     for t in study.get_trials(deepcopy=False):
         attrs, state = t.user_attrs, _STATES[t.state.name]
         why = attrs.get("why", "its worker died" if state == "failed" else "")
-        rows.append(dict(trial=t.number, state=state, value=t.value, steps=t.last_step or 0, **t.params,
-                         **attrs.get("cost", {}), **attrs.get("notes", {}), tries=attrs["tries"], why=why))
+        rows.append(dict(trial=t.number, state=state, value=t.value, steps=t.last_step or 0,
+                         **(t.params or attrs["point"]), **attrs.get("cost", {}),
+                         **attrs.get("notes", {}), tries=attrs["tries"], why=why))
     return pd.DataFrame(rows).astype({"value": float}).set_index("trial")
 
 # %% ../../nbs/training/19_tune.ipynb #5dd4d01d
@@ -430,7 +434,7 @@ def read_search(
         raise ValueError(f"{storage} holds no search")
     return _table(optuna.load_study(study_name=found[0], storage=shared))
 
-# %% ../../nbs/training/19_tune.ipynb #e47fcc00
+# %% ../../nbs/training/19_tune.ipynb #37c1f587
 # long: twelve documented parameters, a short body
 def search(
     objective: Callable[[Attempt], float], # takes an Attempt, returns a quality; higher is better
@@ -448,7 +452,7 @@ def search(
     "Search a space for the best quality, alone or together with other processes."
     queue = queue_of(space, method, trials, seed)
     plan = dict(space=json.loads(json.dumps(space)), method=method, stop=stop, steps=steps, seed=seed)
-    job = dict(objective=objective, space=space, plan=plan, queue=queue, cores=cores, price=price)
+    job: dict[str, Any] = dict(objective=objective, space=space, plan=plan, queue=queue, cores=cores, price=price)
     with TemporaryDirectory() as scratch:
         journal = Path(storage) if storage is not None else Path(scratch)/"journal" if workers > 1 else None
         if workers > 1:
@@ -459,7 +463,7 @@ def search(
         raise RuntimeError(f"all {len(table)} trials failed; the first with {table.why.iloc[0]}")
     return table
 
-# %% ../../nbs/training/19_tune.ipynb #7fc41d9e
+# %% ../../nbs/training/19_tune.ipynb #5f5b1113
 def best_trial(
     table: pd.DataFrame, # a row a trial, from `search`
 ) -> pd.Series: # the row of the best one that ran to its end
@@ -467,7 +471,7 @@ def best_trial(
     ended = table[table.state == "complete"]
     if ended.empty:
         raise ValueError(f"no trial ran to its end: {table.state.value_counts().to_dict()}")
-    return ended.loc[ended.value.idxmax()]
+    return ended.iloc[int(ended["value"].to_numpy().argmax())]
 
 # %% ../../nbs/training/19_tune.ipynb #fb581dae
 def best_so_far(
@@ -489,7 +493,7 @@ def pareto(
     ended = table[table.state == "complete"].sort_values([cost, "value"], ascending=[True, False])
     return ended[ended.value > ended.value.cummax().shift(fill_value=-math.inf)]
 
-# %% ../../nbs/training/19_tune.ipynb #373d4aca
+# %% ../../nbs/training/19_tune.ipynb #b2792828
 def plot_search(
     tables: dict[str, pd.DataFrame], # searches by name
     cost: str = "joules", # what to pay with: cpu_seconds, seconds, joules, money or a noted column
@@ -509,7 +513,8 @@ def plot_search(
         label(left, "What a search has found", f"{cost.replace('_', ' ')} paid so far ({unit})", "best value (as scored)")
         label(right, "What its trials cost", f"{cost.replace('_', ' ')} of one trial ({unit})", "value (as scored)")
         values = pd.concat([table.value[table.state == "complete"] for table in tables.values()])
-        right.set_ylim(bottom=values.quantile(.25))
+        low, high = values.quantile(.25), values.max()
+        right.set_ylim(low, high + .05*(high - low))
         for ax in (left, right):
             ax.set_xlim(left=0)
             ax.legend(loc="lower right")
