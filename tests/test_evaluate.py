@@ -51,6 +51,7 @@ def test_wilson_equals_scipy(wins, extra, level):
     n = wins + extra
     expected = stats.binomtest(wins, n).proportion_ci(level, method="wilson")
     assert evaluate.wilson(wins, n, level) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert evaluate.wilson(0, n, level)[0] == 0 and evaluate.wilson(n, n, level)[1] == 1
     low, high = evaluate.wilson(np.array([wins, wins]), np.array([n, n]), level)
     assert low == pytest.approx([expected.low] * 2, abs=1e-9) and high == pytest.approx([expected.high] * 2, abs=1e-9)
 

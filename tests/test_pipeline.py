@@ -99,7 +99,8 @@ from bigmodel_nb.training.ring import answer, worker
 given, out = torch.load(sys.argv[1], weights_only=False), []
 with worker() as link:
     for model, batches, micro, schedule, stages in given:
-        run = train_pipeline(cut(model, stages), batches, nn.functional.mse_loss, lambda w: torch.optim.SGD(w, .05), micro, schedule)
+        pieces = cut(model, stages)
+        run = train_pipeline(pieces, batches, nn.functional.mse_loss, lambda w: torch.optim.SGD(w, .05), micro, schedule)
         out.append([run.losses, run.weights, [[list(s) for s in step] for step in run.slots]])
     answer(out)
 """

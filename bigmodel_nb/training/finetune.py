@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'RATES', 'split_texts', 'load_encoder', 'load_tokenizer', 'tokenize', 'unknown_share', 'TextClassifier',
-           'text_loader', 'embed', 'adapt', 'fingerprint', 'rank_schedule', 'rank_optimizer', 'rank_loss',
+           'text_loader', 'embed', 'fingerprint', 'adapt', 'rank_schedule', 'rank_optimizer', 'rank_loss',
            'trained_part', 'save_trained', 'load_trained', 'merge', 'measured_run', 'measure_methods']
 
 # %% ../../nbs/training/11_finetune.ipynb #5165a4eb
@@ -214,6 +214,17 @@ def _add_peft(encoder: nn.Module, method: str, options: Mapping[str, Any]) -> nn
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in encoder.named_modules() if isinstance(m, nn.Linear)})
         raise ValueError(f"{method}: peft answers: {error} Linear layers are called {', '.join(linear)}.") from error
 
+# %% ../../nbs/training/11_finetune.ipynb #3404df07
+def fingerprint(
+    encoder: nn.Module, # as loaded, before `adapt`
+) -> str: # 64 hexadecimal digits
+    "A digest of the weights: which base model is this?"
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
 # %% ../../nbs/training/11_finetune.ipynb #9e38c48e
 def adapt(
     model: TextClassifier, # a fresh classifier; changed in place
@@ -238,17 +249,6 @@ def adapt(
     model.adapted = {"method": method, "options": chosen, "base": base}
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return model, sum(n for n, moves in sizes if moves) / sum(n for n, _ in sizes)
-
-# %% ../../nbs/training/11_finetune.ipynb #3404df07
-def fingerprint(
-    encoder: nn.Module, # as loaded, before `adapt`
-) -> str: # 64 hexadecimal digits
-    "A digest of the weights: which base model is this?"
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 # %% ../../nbs/training/11_finetune.ipynb #f1a33831
 def rank_schedule(
