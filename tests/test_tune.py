@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -141,6 +142,32 @@ def test_all_workers_die_and_the_search_goes_on(tmp_path):
     assert sorted(points(after)) == sorted((p["x"], p["y"]) for p in queue_of(SPACE, "grid"))
     assert (after.state == "failed").sum() <= 2
     assert after.loc[before.index, ["value", "x", "y", "seconds"]].equals(before[["value", "x", "y", "seconds"]])
+
+
+def test_a_worker_that_dies_anywhere_loses_no_point(tmp_path, monkeypatch):
+    """Killed after each line that it writes to the journal, before the first and after the last: every point is run once."""
+    from optuna.storages.journal import JournalFileBackend
+
+    append = JournalFileBackend.append_logs
+    for line in range(1, 16):
+        storage, written = tmp_path / f"journal{line}", []
+
+        def dies(self, logs, line=line, written=written):
+            append(self, logs)
+            written.append(len(logs))
+            if sum(written) >= 14 + line:  # the plan itself takes the first fourteen or so
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(JournalFileBackend, "append_logs", dies)
+            for _ in range(2):  # the second one dies while it sweeps after the first, or soon after
+                process = FORK.Process(target=work, args=(storage,))
+                process.start()
+                process.join(60)
+                assert process.exitcode == -signal.SIGKILL
+                written.clear()
+        after = search(score, SPACE, "grid", storage=storage)
+        assert sorted(points(after)) == sorted((p["x"], p["y"]) for p in queue_of(SPACE, "grid"))
 
 
 def test_a_half_written_line_is_mended(tmp_path):

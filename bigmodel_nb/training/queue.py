@@ -149,17 +149,18 @@ def open_journal(
                                  "that line, or give the search another storage") from error
         raise ValueError(f"{path.name} cannot be read as a journal ({error}): give the search another storage") from error
 
-# %% ../../nbs/training/25_queue.ipynb #9262d63b
+# %% ../../nbs/training/25_queue.ipynb #6e225d3c
 def put_back(
     study: Any, # an Optuna study
     trial: Any, # one of its trials, begun and not ended
 ) -> None: # the trial is failed, its point waits again, once
     "Give up a trial whose worker is gone, and let another worker take its point."
     optuna, attrs = require("optuna"), trial.user_attrs
-    study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    if attrs["tries"] < 2:
-        again = dict(point=trial.params or attrs["point"], tries=attrs["tries"] + 1)
+    again = dict(point={**attrs["point"], **trial.params}, tries=attrs["tries"] + 1, instead_of=trial.number)
+    known = (t.user_attrs.get("instead_of") for t in study.get_trials(deepcopy=False))
+    if attrs["tries"] < 2 and trial.number not in known:
         study.enqueue_trial(again["point"], user_attrs=again)
+    study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 
 # %% ../../nbs/training/25_queue.ipynb #030b8360
 def sweep(
