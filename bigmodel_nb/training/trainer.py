@@ -212,7 +212,7 @@ class _Run:
         self.history, self.best, self.bad = History(), {}, 0 # type: ignore[var-annotated]
         self.sum, self.rows = 0.0, 0 # of the epoch so far
 
-# %% ../../nbs/training/07_trainer.ipynb #8c1c87e5
+# %% ../../nbs/training/07_trainer.ipynb #d46d56b2
 def _gradient(
     run: _Run, # its network gets the gradients
     epoch: int, # which pass, for the message
@@ -223,21 +223,32 @@ def _gradient(
     total, value = sum(map(batch_rows, group)), 0.0
     run.optimizer.zero_grad(set_to_none=True)
     for i, batch in enumerate(group):
-        share, where = batch_rows(batch)/total, f"epoch {epoch + 1}, batch {first + i + 1} {describe_batch(batch)}"
+        share, where = batch_rows(batch)/total, f"epoch {epoch + 1}, batch {first + i + 1}"
         try:
             with _autocast(run.model, run.recipe.precision):
                 loss = run.loss(run.net, to_device(batch, run.device, run.recipe.channels_last))
         except (ValueError, IndexError, TypeError, RuntimeError) as error:
             kind = next(k for k in (ValueError, IndexError, TypeError, RuntimeError) if isinstance(error, k))
-            raise kind(f"{where}: {error}") from error
+            raise kind(f"{where} {describe_batch(batch)}: {error}") from error
         if loss.ndim or not math.isfinite(loss.item()):
-            raise FloatingPointError(f"{where}: the loss is {loss.item() if not loss.ndim else list(loss.shape)}, not a "
-                                     "finite number. The weights are those of the step before: lower lr, or look at the batch")
+            found = list(loss.shape) if loss.ndim else loss.item()
+            raise FloatingPointError(f"{where} {describe_batch(batch)}: the loss is {found}, not a finite number. The weights "
+                                     "are those of the step before: lower lr, or look at the batch")
         run.scaler.scale(loss*share).backward()
         value += share*loss.item()
     return value
 
-# %% ../../nbs/training/07_trainer.ipynb #fe0ff4da
+# %% ../../nbs/training/07_trainer.ipynb #fcb4613c
+def _seed_step(
+    device: torch.device, # where dropout is drawn
+    seed: int, # of this step
+) -> None:
+    "Seed the generators that a step draws from."
+    torch.default_generator.manual_seed(seed)
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).manual_seed(seed)
+
+# %% ../../nbs/training/07_trainer.ipynb #82870556
 def _step(
     run: _Run, # moved on by one step
     epoch: int, # which pass, from 0
@@ -248,7 +259,7 @@ def _step(
     factor = rate_factor(recipe.schedule, history.steps, recipe.epochs*run.per_epoch, recipe.rise)
     for settings, rate in zip(run.optimizer.param_groups, run.rates, strict=True):
         settings["lr"] = rate*factor
-    torch.manual_seed(recipe.seed*1_000_003 + history.steps)
+    _seed_step(run.device, recipe.seed*1_000_003 + history.steps)
     loss = _gradient(run, epoch, (history.steps % run.per_epoch)*recipe.accumulate, group)
     run.scaler.unscale_(run.optimizer)
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), recipe.clip or math.inf).item()
