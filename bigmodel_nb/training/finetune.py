@@ -59,7 +59,7 @@ def load_encoder(
     "Read a pre-trained text encoder from a folder, without a network and without talking."
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"{Path(folder).name} holds no config.json: give the folder of a pre-trained model, "
-                                "such as bigmodel_nb.datasets.model_folder('minilm')")
+                                "such as bigmodel_nb.pretrained.model_folder('minilm')")
     talk = require("transformers.utils.logging")
     level, bars = talk.get_verbosity(), talk.is_progress_bar_enabled()
     talk.set_verbosity_error()
