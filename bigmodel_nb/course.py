@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SKIP_FLAGS', 'find_course', 'pages', 'skipped', 'PageResult', 'tidy', 'run_page', 'run_course']
 
-# %% ../nbs/91_course.ipynb #23402408
+# %% ../nbs/91_course.ipynb #7af5a17c
 import fnmatch
 import os
 import re
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from .extras import require
+from .ledger import replacing
 
 # %% ../nbs/91_course.ipynb #c19c93c1
 def find_course(
@@ -95,13 +96,6 @@ def _failure(nb: Any, error: Exception) -> tuple[str, str]:
                 return f"{out.ename}: {out.evalue}".strip(), c.id
     return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[-1], ""
 
-# %% ../nbs/91_course.ipynb #5458d257
-def _replace(path: Path, text: str) -> None:
-    "Put `text` in the place of `path` in one step."
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-
 # %% ../nbs/91_course.ipynb #a8b2c320
 def _client(nb: Any, folder: Path, timeout: int, sockets: str) -> Any:
     "An nbclient that runs `nb` in `folder`, talking over local sockets in `sockets`."
@@ -112,7 +106,7 @@ def _client(nb: Any, folder: Path, timeout: int, sockets: str) -> Any:
         resources={"metadata": {"path": str(folder)}},
     )
 
-# %% ../nbs/91_course.ipynb #a58ca8c9
+# %% ../nbs/91_course.ipynb #78ae2c86
 def run_page(
     path: Path, # the notebook
     root: Path, # the course's folder, for the page's name
@@ -135,7 +129,8 @@ def run_page(
     for c in (c for c in nb.cells if c.id in kept):
         c.source, c.outputs = kept[c.id]
     if write:
-        _replace(path, nbformat.writes(tidy(nb)) + "\n")
+        with replacing(path) as file:
+            file.write(f"{nbformat.writes(tidy(nb))}\n".encode())
     return PageResult(name, time.perf_counter() - start)
 
 # %% ../nbs/91_course.ipynb #3de60e51

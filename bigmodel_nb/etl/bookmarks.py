@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Bookmarks', 'open_bookmarks', 'changed_files', 'Tail', 'read_tail', 'new_lines', 'new_records', 'new_rows']
 
-# %% ../../nbs/etl/09_bookmarks.ipynb #7b0ee1ba
+# %% ../../nbs/etl/09_bookmarks.ipynb #a3e02937
 import hashlib
 import json
 import os
@@ -24,6 +24,7 @@ import pandas as pd
 
 from .databases import connected, describe_table, read_query
 from .extract import read_csv, read_frame
+from ..ledger import replacing
 
 # %% ../../nbs/etl/09_bookmarks.ipynb #e1260d8c
 def _try_lock(file: Any) -> bool:
@@ -39,21 +40,7 @@ def _try_lock(file: Any) -> bool:
         return False
     return True
 
-# %% ../../nbs/etl/09_bookmarks.ipynb #f118eeed
-def _replace(path: Path, text: str) -> None:
-    "Write a whole file in one step: after a crash there is the old one or the new one."
-    fresh = path.with_name(path.name + ".new")
-    with open(fresh, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
-    if sys.platform != "win32":
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-
-# %% ../../nbs/etl/09_bookmarks.ipynb #3f739c3b
+# %% ../../nbs/etl/09_bookmarks.ipynb #4d5bddbc
 class Bookmarks:
     "Where each source stands: read at the start of a run, changed in memory, written by `commit`."
     def __init__(
@@ -70,7 +57,8 @@ class Bookmarks:
 
     def commit(self) -> None:
         "Keep the places, now that what was read is safely stored."
-        _replace(self.path, json.dumps(self.places, ensure_ascii=False, indent=1, sort_keys=True))
+        with replacing(self.path) as file:
+            file.write(json.dumps(self.places, ensure_ascii=False, indent=1, sort_keys=True).encode())
 
 # %% ../../nbs/etl/09_bookmarks.ipynb #e40996b7
 @contextmanager

@@ -5,11 +5,9 @@
 # %% auto #0
 __all__ = ['save_checkpoint', 'load_checkpoint', 'snapshot', 'restore', 'differing']
 
-# %% ../../nbs/training/06_checkpoint.ipynb #4ca599c3
+# %% ../../nbs/training/06_checkpoint.ipynb #11fd67c9
 import errno
-import os
 import pickle
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,19 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-# %% ../../nbs/training/06_checkpoint.ipynb #cfeefeeb
-def _sync_folder(
-    folder: Path, # whose list of names should survive a power cut
-) -> None:
-    "Force a folder's own entry onto the disk, where the system can do that."
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+from ..ledger import replacing
 
-# %% ../../nbs/training/06_checkpoint.ipynb #e6fd94ec
+# %% ../../nbs/training/06_checkpoint.ipynb #ea21c1ea
 # long: the message about a full disk is most of it
 def save_checkpoint(
     state: dict[str, Any], # tensors and plain values, nested as you like
@@ -38,14 +26,9 @@ def save_checkpoint(
     "Write a checkpoint so that a crash or a full disk leaves the old file, never half of a new one."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__ # torch hides the disk's answer
         if not isinstance(cause, OSError):
@@ -54,8 +37,6 @@ def save_checkpoint(
         kept = "the last good one is untouched" if path.exists() else "there was none before"
         raise OSError(cause.errno, f"could not save {path.name}: {'the disk is full' if full else cause}; {kept}. "
                       "Make room and start the run again") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 # %% ../../nbs/training/06_checkpoint.ipynb #8e2c31cf
 def load_checkpoint(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['shares', 'Link', 'ThreadLink', 'in_threads', 'reduce_scatter', 'all_gather', 'ring_all_reduce', 'ring_bytes',
            'root_all_reduce', 'buckets', 'reduce_gradients', 'ProcessLink', 'worker', 'answer', 'kernel_bytes',
-           'launch', 'Wire', 'fit_wire', 'exposed_seconds']
+           'end_family', 'launch', 'Wire', 'fit_wire', 'exposed_seconds']
 
 # %% ../../nbs/training/14_ring.ipynb #aa9374da
 import json
@@ -264,24 +264,27 @@ def kernel_bytes() -> int: # since the sockets were opened
             continue
     return total
 
-# %% ../../nbs/training/14_ring.ipynb #4960ccac
-def _end(
-    process: subprocess.Popen, # torchrun
-) -> None: # it and all its workers are gone
-    "End torchrun politely, then whatever is left of its children."
+# %% ../../nbs/training/14_ring.ipynb #13972885
+def end_family(
+    process: subprocess.Popen, # the eldest
+    patience: float = 0.0, # seconds it gets to end by itself, 0 for none
+) -> None: # it and all below it are gone
+    "End a process and its descendants, without remains."
     try:
         family = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         family = []
-    if process.poll() is None:
+    if process.poll() is None and patience:
         process.terminate()
         try:
-            process.wait(5)
+            process.wait(patience)
         except subprocess.TimeoutExpired:
-            process.kill()
-    for child in family:
-        if child.is_running():
-            child.kill()
+            pass
+    for member in [process, *family]:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            pass
     psutil.wait_procs(family, 5)
     process.wait()
 
@@ -321,7 +324,7 @@ def _command(
     return [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(workers),
             "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1", *target]
 
-# %% ../../nbs/training/14_ring.ipynb #ef906a0f
+# %% ../../nbs/training/14_ring.ipynb #fe9cd9e0
 def launch(
     script: str | Path, # a .py file, or the name of a module with a main part
     workers: int, # processes
@@ -342,7 +345,7 @@ def launch(
                 raise TimeoutError(f"{workers} workers of {Path(script).name} did not end within {timeout:g} s: does one wait "
                                    "for a message that none sends? Raise `timeout` if not") from None
             finally:
-                _end(process)
+                end_family(process, patience=5)
         if process.returncode:
             raise RuntimeError(_blame((folder / "log").read_text(errors="replace"), folder))
         files = [folder / f"{rank}.pt" for rank in range(workers)]
