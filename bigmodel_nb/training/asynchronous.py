@@ -113,6 +113,8 @@ def serve(
     aware: bool = False, # divide the rate by the staleness
 ) -> list[Arrival]: # the gradients used
     "Be the parameter server: take whatever gradient comes first, answer with the new weights."
+    if dist.get_backend() != "gloo":
+        raise RuntimeError("the parameter server talks through gloo: start its processes with CUDA_VISIBLE_DEVICES= (empty)")
     arrivals: list[Arrival] = []
     message, began = torch.empty(len(weights) + 1), time.perf_counter()
     for worker in range(1, link.size):

@@ -9,7 +9,7 @@ __all__ = ['Loader', 'epoch_order', 'RowLoader', 'TensorLoader', 'DatasetLoader'
 # %% ../../nbs/training/05_batches.ipynb #b58e47cd
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -202,9 +202,9 @@ def batch_rows(
 ) -> int: # rows of its first tensor
     "How many examples a batch holds."
     while not isinstance(batch, torch.Tensor):
-        if not isinstance(batch, (dict, tuple, list)) or not len(batch):
+        if not isinstance(batch, (Mapping, tuple, list)) or not len(batch):
             raise TypeError(f"a batch must hold tensors; found {type(batch).__name__}")
-        batch = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
+        batch = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
     return len(batch)
 
 # %% ../../nbs/training/05_batches.ipynb #6da0fc3b
@@ -217,7 +217,7 @@ def to_device(
     if isinstance(batch, torch.Tensor):
         layout = torch.channels_last if channels_last and batch.ndim == 4 else torch.preserve_format
         return batch.to(device, non_blocking=True, memory_format=layout)
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return {key: to_device(value, device, channels_last) for key, value in batch.items()}
     if isinstance(batch, (tuple, list)):
         return type(batch)(to_device(value, device, channels_last) for value in batch)

@@ -12,10 +12,22 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ..ledger import replacing
+
+# %% ../../nbs/training/06_checkpoint.ipynb #f1a1b5c7
+def _plain(
+    value: Any, # part of a state
+) -> Any: # the same, with Python's numbers in place of NumPy's, which a safe reader would refuse
+    "Make a state readable without running any code."
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 # %% ../../nbs/training/06_checkpoint.ipynb #ea21c1ea
 # long: the message about a full disk is most of it
@@ -28,7 +40,7 @@ def save_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(path) as file:
-            torch.save(state, file)
+            torch.save(_plain(state), file)
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__ # torch hides the disk's answer
         if not isinstance(cause, OSError):
@@ -48,7 +60,10 @@ def load_checkpoint(
         raise FileNotFoundError(f"no checkpoint at {path.name}; start the run without one, or name the folder it is in")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path.name} is damaged, or holds objects that are neither tensors nor plain values, which are "
+                         f"not opened: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
         raise ValueError(f"{path.name} is damaged or no checkpoint ({type(error).__name__}): delete it and take an "
                          f"earlier one, or start anew") from error
     if not isinstance(state, dict):

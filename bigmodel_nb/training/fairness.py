@@ -194,7 +194,7 @@ def _constrained(
     model: Any, # a scikit-learn classifier, not fitted
     method: str, # reduction or thresholds
     criterion: str, # demographic_parity or equalized_odds
-    bound: float, # gap that a reduction may leave
+    bound: float, # how far a reduction may leave the rate of a group from the overall rate
     seed: int, # of the random answers
     data: tuple[np.ndarray, np.ndarray, np.ndarray], # features, outcomes, groups
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]: # from features and groups to decisions
@@ -223,7 +223,7 @@ def mitigate(
     y: Any, # outcomes, 0 or 1, shape (n,)
     group: Any, # name of each row's group, shape (n,)
     criterion: str = "demographic_parity", # or equalized_odds; for reduction and thresholds
-    bound: float = 0.01, # gap that a reduction may leave on the training rows
+    bound: float = 0.01, # how far a reduction may leave the rate of a group from the overall rate, on the training rows
     seed: int = 0, # of random answers
 ) -> Callable[[Any, Any], np.ndarray]: # decide(X, group): decisions, 0 or 1
     "Train a model so that its decisions treat groups more alike."
@@ -231,6 +231,8 @@ def mitigate(
         raise ValueError(f"unknown method or criterion {(method, criterion)}: choose one of {METHODS}, and "
                          "demographic_parity or equalized_odds")
     model, X, y, group = require("sklearn.base").clone(model), np.asarray(X), np.asarray(y), np.asarray(group)
+    if pd.isna(group).any():
+        raise ValueError(f"row {int(np.argmax(pd.isna(group)))} has no group; leave such rows out, or give them one")
     gaps(tally(y, y, group), n=1)
     trained = set(group)
     if method in ("none", "reweigh"):
@@ -240,6 +242,8 @@ def mitigate(
         decide = _decorrelate(model, X, y, group)
     else:
         decide = _constrained(model, method, criterion, bound, seed, (X, y, group))
+    if method == "reduction":
+        return lambda X, group: np.asarray(decide(np.asarray(X), group)).astype(int)
     return lambda X, group: np.asarray(decide(np.asarray(X), _known(group, trained))).astype(int)
 
 # %% ../../nbs/training/29_fairness.ipynb #c239ac3d

@@ -6,10 +6,9 @@
 __all__ = ['Learner', 'draw_labels', 'words_learner', 'vectors_learner', 'tuned_learner', 'label_curve', 'labels_needed',
            'label_saving', 'learn_from_rules', 'self_train']
 
-# %% ../../nbs/training/12_few_labels.ipynb #d219acfd
+# %% ../../nbs/training/12_few_labels.ipynb #e027115e
 import copy
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pandas as pd
 
 from ..etl.weak import fit_label_model, train_on_beliefs
 from ..extras import require
+from ..ledger import write_json
 from ..measure import Interval, bootstrap_interval, machine
 from bigmodel_nb.training.finetune import (
     RATES,
@@ -102,7 +102,7 @@ def tuned_learner(
         return outputs(model, text_loader(asked, [0] * len(asked), batch_size=64, shuffle=False), "bf16").argmax(axis=1)
     return learn
 
-# %% ../../nbs/training/12_few_labels.ipynb #90e6a123
+# %% ../../nbs/training/12_few_labels.ipynb #d5c15bff
 # long: resuming belongs to the loop
 def label_curve(
     name: str, # of the learner, for the table
@@ -125,8 +125,7 @@ def label_curve(
             score = float((learn(draw_labels(truth, count, seed), seed) == answers).mean())
             kept["runs"].append({"learner": name, "labels": count, "seed": seed, "score": score})
             if path is not None:
-                Path(f"{path}.part").write_text(json.dumps(kept, indent=1))
-                os.replace(f"{path}.part", path)
+                write_json(path, kept)
     return pd.DataFrame([row for row in kept["runs"] if row["learner"] == name])
 
 # %% ../../nbs/training/12_few_labels.ipynb #9bfa168b

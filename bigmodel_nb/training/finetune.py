@@ -7,10 +7,9 @@ __all__ = ['METHODS', 'RATES', 'split_texts', 'load_encoder', 'load_tokenizer', 
            'text_loader', 'embed', 'fingerprint', 'adapt', 'rank_schedule', 'rank_optimizer', 'rank_loss',
            'trained_part', 'save_trained', 'load_trained', 'merge', 'measured_run', 'measure_methods']
 
-# %% ../../nbs/training/11_finetune.ipynb #5165a4eb
+# %% ../../nbs/training/11_finetune.ipynb #56fb019c
 import hashlib
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from torch import nn
 
 from ..etl.duplicates import duplicate_groups, near_duplicates
 from ..extras import require
+from ..ledger import write_json
 from ..measure import machine
 from ..meter import Meter
 from .batches import TextLoader
@@ -109,7 +109,7 @@ def unknown_share(
 ) -> float: # between 0 and 1
     "Share of tokens that the encoder cannot read."
     ids = np.concatenate([e.ids[1:-1] for e in tokenizer.encode_batch(list(texts))])
-    return float((ids == tokenizer.token_to_id("[UNK]")).mean())
+    return float((ids == tokenizer.token_to_id(tokenizer.model.unk_token or "")).mean()) # bytes know everything
 
 # %% ../../nbs/training/11_finetune.ipynb #e87a0c8a
 class TextClassifier(nn.Module):
@@ -380,7 +380,7 @@ def measured_run(
             "seconds": meter.seconds, "megabytes": size / 1e6, "memory_mb": (meter.peak_bytes - at_rest) / 1e6,
             "loss": history.train_loss[-1], "lr": recipe.lr, "steps": history.steps}
 
-# %% ../../nbs/training/11_finetune.ipynb #0e3f8dd9
+# %% ../../nbs/training/11_finetune.ipynb #584b157b
 def measure_methods(
     path: str | Path, # JSON file of results; what it holds is not run again
     task: str, # name of the texts, for the file
@@ -403,6 +403,5 @@ def measure_methods(
                 row = pool.apply(run, (str(folder), drawn, tables[1]), {"seed": seed, **settings})
             row |= {"task": task, "variant": name, "seed": seed, "labels": labels, "date": str(date.today())}
             kept["runs"].append(row)
-            Path(f"{path}.part").write_text(json.dumps(kept, indent=1))
-            os.replace(f"{path}.part", path)
+            write_json(path, kept)
     return pd.DataFrame([row for row in kept["runs"] if row["task"] == task])

@@ -141,6 +141,8 @@ def clip_norm(
     largest: float, # norm that all gradients together may have
 ) -> float: # norm before clipping
     "Shorten the whole gradient to a largest norm, keeping its direction."
+    if not largest > 0:
+        raise ValueError(f"the largest norm must be above 0, not {largest}")
     for i, p in enumerate(parameters):
         if p.grad is not None and not np.isfinite(p.grad).all():
             raise FloatingPointError(f"the gradient of parameter {i}, shape {p.shape}, has entries that are no finite number: "

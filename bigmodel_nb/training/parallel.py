@@ -296,9 +296,9 @@ def train_scheme(
     counted = task.steps - first
     result = {"sent": (kernel_bytes() - sent) / counted, "cpu": (time.process_time() - cpu) / counted,
               "wall": (time.perf_counter() - wall) / counted, **held_bytes(setup)}
-    mean = torch.stack(losses).double()
+    mean = torch.stack(losses).double().to(link.device)
     ring_all_reduce(mean, link)
-    return result | {"losses": mean / link.size, "model": full_weights(setup.model)}
+    return result | {"losses": mean.cpu() / link.size, "model": full_weights(setup.model)}
 
 # %% ../../nbs/training/15_parallel.ipynb #1b212311
 def main() -> None: # to be started by torchrun
@@ -367,7 +367,7 @@ def differing_tensors(
     "Compare fingerprints of all tensors around the ring."
     state = {name: t.detach().double().flatten().cpu() for name, t in model.state_dict().items()}
     prints = torch.stack([t @ torch.linspace(1, 2, len(t), dtype=torch.float64) for t in state.values()])
-    table = torch.zeros(link.size, len(prints), dtype=torch.float64)
-    table[link.rank] = prints
+    table = torch.zeros(link.size, len(prints), dtype=torch.float64, device=getattr(link, "device", "cpu"))
+    table[link.rank] = prints.to(table.device)
     all_gather(table.view(-1), link)
     return [name for name, same in zip(state, (table == table[0]).all(0).tolist(), strict=True) if not same]

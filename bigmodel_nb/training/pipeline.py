@@ -9,7 +9,7 @@ __all__ = ['Slot', 'gpipe', 'one_forward_one_backward', 'simulate', 'bubble', 'e
 # %% ../../nbs/training/16_pipeline.ipynb #a9b359f8
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -223,6 +223,21 @@ class PipelineRun(NamedTuple):
     slots: list[list[Slot]]
     weights: dict[str, torch.Tensor]
 
+# %% ../../nbs/training/16_pipeline.ipynb #e9ba16b2
+def _equal(
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]], # (inputs, labels)
+    micro: int, # micro-batches in a batch
+    here: torch.device, # where this process computes
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: # the same, there
+    "Batches that a pipeline can take: all of one size, which divides."
+    rows = 0
+    for x, y in batches:
+        rows = rows or len(x)
+        if len(x) % micro or len(x) != rows:
+            raise ValueError(f"{len(x)} rows do not divide into {micro} micro-batches, or differ from the {rows} rows of the "
+                             "first batch: change the batch or `micro`, or drop the last batch")
+        yield x.to(here), y.to(here)
+
 # %% ../../nbs/training/16_pipeline.ipynb #f5ab483a
 def train_pipeline(
     pieces: Sequence[nn.Module], # all stages in order; process r keeps r, r + p, r + 2p ...
@@ -236,13 +251,12 @@ def train_pipeline(
     rank, size = dist.get_rank(), dist.get_world_size()
     if not pieces or len(pieces) % size:
         raise ValueError(f"{len(pieces)} stages for {size} processes: cut the model into {size} or a multiple of it")
-    stages = [WatchedStage(pieces[s], s, len(pieces)) for s in range(rank, len(pieces), size)]
+    here = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    stages = [WatchedStage(pieces[s].to(here), s, len(pieces), here) for s in range(rank, len(pieces), size)]
     plan = _plan(stages, loss, micro, schedule, size)
     steps = optimizer([p for stage in stages for p in stage.submod.parameters()])
     run = PipelineRun([], [], {})
-    for x, y in batches:
-        if len(x) % micro:
-            raise ValueError(f"{len(x)} rows do not divide into {micro} micro-batches: change the batch or `micro`")
+    for x, y in _equal(batches, micro, here):
         parts: list[torch.Tensor] = []
         last: dict[str, Any] = {"target": y, "losses": parts} if rank == size - 1 else {}
         plan.step(*((x,) if rank == 0 else ()), **last)

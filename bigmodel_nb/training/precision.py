@@ -302,7 +302,7 @@ def choose(
         raise RuntimeError(f"the first candidate {dict(tried[0])} {status[0]}")
     rows = []
     for i, c in enumerate(tried):
-        row = dict(c) | dict(loss_off=gaps[i][0], gradient_off=gaps[i][1], status=status.get(i, "slower"))
+        row = dict(c) | dict(loss_off=gaps[i][0], gradient_off=gaps[i][1], status=status.get(i, "right, not chosen"))
         if i not in status:
             speed = bootstrap_interval((timed[0]/timed[i]).to_numpy(), seed=i)
             row |= dict(seconds=timed[i].median(), speedup=speed.value, low=speed.low, high=speed.high, setup=setup[i])

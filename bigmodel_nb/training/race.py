@@ -325,7 +325,7 @@ def named_loss(
     "Loss of a batch that lies in plain tensors."
     return cross_entropy(model, ({"input_ids": batch[0], "attention_mask": batch[1]}, batch[2]))
 
-# %% ../../nbs/training/13_race.ipynb #c5bcaa6d
+# %% ../../nbs/training/13_race.ipynb #940c3d9f
 # long: the texts, the two ways to pad them, and what each lever does to the model
 def reviews_race(
     rows: int = 2_000, # sentences to train on
@@ -342,17 +342,17 @@ def reviews_race(
     padded = ids, (ids != 0).long(), answers
     def start(settings: Mapping[str, Any], seed: int) -> tuple[nn.Module, Loader, Callable[..., torch.Tensor]]:
         model, size = TextClassifier(load_encoder(model_folder("minilm")), seed=seed), settings["batch_size"]
-        if settings["frozen"]:
-            model.encoder.embeddings.requires_grad_(False)
+        for part in [model.encoder.embeddings, *model.encoder.encoder.layer][:settings["frozen"]]:
+            part.requires_grad_(False)
         for part in () if settings["dropout"] else model.modules():
             if isinstance(part, nn.Dropout):
                 part.p = 0.0
         if settings["buckets"]:
             return model, TextLoader(words, answers, size, seed), cross_entropy
         return model, TensorLoader(*padded, batch_size=size, seed=seed), named_loss
-    plain = {"batch_size": 32, "buckets": False, "frozen": False, "dropout": True, "lr": 5e-5,
+    plain = {"batch_size": 32, "buckets": False, "frozen": 0, "dropout": True, "lr": 5e-5,
              "schedule": "constant", "precision": "fp32", "clip": None, "epochs": 3, "judge_every": 16}
     return Race(start, TensorDataset(*padded), named_loss, held, plain, {
-        "length buckets": {"buckets": True}, "bf16": {"precision": "bf16"}, "frozen embeddings": {"frozen": True},
+        "length buckets": {"buckets": True}, "bf16": {"precision": "bf16"}, "frozen bottom": {"frozen": 3},
         "no dropout": {"dropout": False},
         "one cycle": {"schedule": "one_cycle", "lr": 1.5e-4, "rise": .1, "epochs": 1, "clip": 1.0}})

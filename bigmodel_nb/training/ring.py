@@ -392,6 +392,8 @@ def exposed_seconds(
     wire: Wire, # between them
 ) -> float: # seconds that the step must wait after the backward pass
     "Forecast of the communication that no computation hides, if each bucket leaves as soon as it is full."
+    if bucket < 1:
+        raise ValueError(f"a bucket needs at least one byte, got {bucket}")
     end, done = 0., 0
     while done < size:
         part = min(bucket, size - done)

@@ -280,7 +280,11 @@ def _judge(
 ) -> float: # validation loss
     "Note the validation loss, keep the weights if they are the best yet, decide whether to stop."
     history = run.history
-    history.val_loss.append(validate(run.model, validation, run.loss, run.recipe.precision))
+    found = validate(run.model, validation, run.loss, run.recipe.precision)
+    if not math.isfinite(found):
+        raise FloatingPointError(f"step {history.steps}: the validation loss is {found}, not a finite number. Look for missing "
+                                 "values in the rows kept aside, or for a network that has lost its way")
+    history.val_loss.append(found)
     history.val_steps.append(history.steps)
     if history.val_loss[-1] == min(history.val_loss):
         run.best, run.bad, history.best_step = snapshot(run.model), 0, history.steps

@@ -307,7 +307,8 @@ def from_llama(
     dim, heads = config["hidden_size"], config["num_attention_heads"]
     known = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, head_dim=dim//heads, pretraining_tp=1)
     odd = [f"{k}={config[k]!r}" for k, v in known.items() if config.get(k) not in (None, v)]
-    odd += [f"rope_type={rope['rope_type']!r}"] if rope.get("rope_type", "default") != "default" else []
+    kind = rope.get("rope_type", rope.get("type", "default")) # the older name
+    odd += [f"rope_type={kind!r}"] if kind != "default" else []
     if odd:
         raise ValueError(f"the configuration asks for {', '.join(odd)}, which this model has not; open it with transformers")
     model = LanguageModel(config["vocab_size"], dim, config["num_hidden_layers"], heads, config.get("num_key_value_heads"),
@@ -316,7 +317,8 @@ def from_llama(
     for part in model.modules():
         if isinstance(part, RMSNorm):
             part.eps = config.get("rms_norm_eps", 1e-6)
-    _fill(model, {name.removeprefix("model."): w for name, w in state.items()})
+    own = {name: w for name, w in state.items() if not name.endswith("rotary_emb.inv_freq")} # older files carry the angles
+    _fill(model, {name.removeprefix("model."): w for name, w in own.items()})
     return model.eval()
 
 # %% ../../nbs/training/04_transformer.ipynb #90663678

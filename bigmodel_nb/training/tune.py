@@ -27,7 +27,7 @@ from ..extras import require
 from ..figures import COLORS, house_style, label
 from ..ledger import PRICE_PER_CORE_HOUR, rent
 from ..meter import Meter
-from .queue import KernelLock, Span, open_journal, put_back, queue_of, take
+from .queue import RESERVED, KernelLock, Span, open_journal, put_back, queue_of, take
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,6 +57,8 @@ class Attempt:
         **facts: Any, # anything JSON can hold
     ) -> None:
         "Write something beside the trial, to be a column of its table."
+        if taken := (RESERVED | set(self.params)) & facts.keys():
+            raise ValueError(f"{min(taken)!r} is a column that every table of trials has; note it under another name")
         if self._trial is not None:
             self._trial.set_user_attr("notes", {**self._trial.user_attrs.get("notes", {}), **facts})
 
