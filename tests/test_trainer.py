@@ -247,6 +247,21 @@ def test_early_stopping_keeps_the_best_and_stays_stopped(tmp_path: Path) -> None
     assert again.steps == history.steps
 
 
+def test_other_rows_and_a_broken_judge_are_refused(tmp_path: Path) -> None:
+    "A checkpoint goes on with the rows it began with; a validation loss that is no number stops the run."
+    X, y, file = torch.randn(63, 4), torch.randint(0, 2, (63,)), tmp_path / "run.pt"
+    recipe = Recipe(epochs=1, lr=np.float64(1e-3))
+    train(nn.Linear(4, 2), TensorLoader(X, y, batch_size=16), cross_entropy, recipe, checkpoint=file, progress=False)
+    train(nn.Linear(4, 2), TensorLoader(X, y, batch_size=16), cross_entropy, recipe, checkpoint=file, progress=False)
+    for other in (TensorLoader(X, y, batch_size=16, seed=5), TensorLoader(X[:62], y[:62], batch_size=16)):
+        with pytest.raises(ValueError, match="rows"):
+            train(nn.Linear(4, 2), other, cross_entropy, recipe, checkpoint=file, progress=False)
+    holes = TensorLoader(torch.full_like(X, torch.nan), y, batch_size=16)
+    with pytest.raises(FloatingPointError, match="validation loss is nan"):
+        train(nn.Linear(4, 2), TensorLoader(X, y, batch_size=16), cross_entropy, recipe, holes, progress=False)
+
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

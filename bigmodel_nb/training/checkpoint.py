@@ -61,8 +61,8 @@ def load_checkpoint(
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path.name} is damaged, or holds objects that are neither tensors nor plain values, which are "
-                         f"not opened: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path.name} is damaged or no checkpoint, or holds objects other than tensors and plain values, which "
+                         f"are not opened ({str(error).splitlines()[0]}): take an earlier one, or start anew") from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
         raise ValueError(f"{path.name} is damaged or no checkpoint ({type(error).__name__}): delete it and take an "
                          f"earlier one, or start anew") from error

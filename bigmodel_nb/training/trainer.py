@@ -9,6 +9,7 @@ __all__ = ['rate_factor', 'Recipe', 'make_optimizer', 'forward', 'cross_entropy'
 import math
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import islice
@@ -209,6 +210,8 @@ class _Run:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.per_epoch = math.ceil(len(loader)/recipe.accumulate)
+        order = torch.cat(list(loader.rows(0))).numpy() # tells another table, seed or batch size
+        self.plan = {**recipe.plan(), "batches": len(loader), "rows": zlib.crc32(order.tobytes())}
         self.history, self.best, self.bad = History(), {}, 0 # type: ignore[var-annotated]
         self.sum, self.rows = 0.0, 0 # of the epoch so far
 
@@ -296,14 +299,14 @@ def _judge(
 # %% ../../nbs/training/07_trainer.ipynb #657112ba
 def _save(run: _Run, path: str | Path) -> None:
     "The whole state of a run, in one step onto the disk."
-    save_checkpoint({"plan": {**run.recipe.plan(), "batches": len(run.loader)}, "model": snapshot(run.model),
+    save_checkpoint({"plan": run.plan, "model": snapshot(run.model),
                      "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(), "best": run.best,
                      "bad": run.bad, "sum": run.sum, "rows": run.rows, "history": vars(run.history)}, path)
 
 # %% ../../nbs/training/07_trainer.ipynb #d082ceaf
 def _resume(run: _Run, path: str | Path) -> None:
     "Take up a run where its checkpoint left it."
-    state, plan = load_checkpoint(path), {**run.recipe.plan(), "batches": len(run.loader)}
+    state, plan = load_checkpoint(path), run.plan
     if not {"plan", "model", "optimizer", "history"} <= set(state):
         raise ValueError(f"{Path(path).name} holds no training run; its keys are {sorted(map(str, state))[:6]}")
     changed = [key for key in plan if state["plan"].get(key) != plan[key]]

@@ -57,7 +57,7 @@ class Attempt:
         **facts: Any, # anything JSON can hold
     ) -> None:
         "Write something beside the trial, to be a column of its table."
-        if taken := (RESERVED | set(self.params)) & facts.keys():
+        if taken := (RESERVED | (set(self.params) if self._trial else set())) & facts.keys():
             raise ValueError(f"{min(taken)!r} is a column that every table of trials has; note it under another name")
         if self._trial is not None:
             self._trial.set_user_attr("notes", {**self._trial.user_attrs.get("notes", {}), **facts})
