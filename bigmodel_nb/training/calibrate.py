@@ -39,9 +39,7 @@ def calibration_test(
     seed: int = 0, # of the inventing
 ) -> float: # how often risks that are right look this wrong
     "Test of calibration by inventing outcomes that obey the predicted risks (Bröcker & Smith 2007)."
-    y, p, _ = checked(y, p)
-    if p.min() < 0 or p.max() > 1:
-        raise ValueError(f"risks range over {p.min():.3g} to {p.max():.3g}: pass probabilities, not scores")
+    y, p, _ = checked(y, p, risk=True)
     order, rng = np.argsort(p, kind="stable"), np.random.default_rng(seed)
     edges = np.linspace(0, len(p), bins + 1).astype(int)[:-1]
     promised = np.add.reduceat(p[order], edges)

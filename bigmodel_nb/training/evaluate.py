@@ -71,6 +71,7 @@ def checked(
     y: Any, # outcomes, 0 or 1
     score: Any, # predictions
     weight: Any = None, # weights, None for equal
+    risk: bool = False, # the predictions must be probabilities
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # the same, checked, as floats
     "Check outcomes, predictions and weights."
     y, score = np.asarray(y, dtype=float), np.asarray(score, dtype=float)
@@ -82,6 +83,9 @@ def checked(
         raise ValueError("y must hold only 0 and 1")
     if np.isnan(score).any():
         raise ValueError(f"row {int(np.flatnonzero(np.isnan(score))[0])} has no prediction")
+    if risk and (score.min(initial=0) < 0 or score.max(initial=1) > 1):
+        row = int(np.argmax((score < 0) | (score > 1)))
+        raise ValueError(f"row {row} has the risk {score[row]:.3g}: pass probabilities between 0 and 1, not scores or percent")
     if weight.min(initial=0) < 0 or not (weight @ y > 0 and weight @ (1 - y) > 0):
         raise ValueError("both outcomes must be present, with weight above 0, and no weight may be negative")
     return y, score, weight
@@ -123,7 +127,7 @@ def brier(
     weight: Any = None, # weight of each row, None for equal
 ) -> float: # mean squared error, 0 is perfect
     "Mean squared distance between risk and outcome."
-    y, p, weight = checked(y, p, weight)
+    y, p, weight = checked(y, p, weight, risk=True)
     return float(np.average((p - y)**2, weights=weight))
 
 # %% ../../nbs/training/19_evaluate.ipynb #7d6979ec
@@ -211,7 +215,7 @@ def calibration(
     bins: int = 10, # groups of equal weight
 ) -> pd.DataFrame: # a group a row: predicted, observed, low, high, rows, weight
     "Predicted and observed risk in groups of similar prediction."
-    y, p, weight = checked(y, p, weight)
+    y, p, weight = checked(y, p, weight, risk=True)
     order = np.argsort(p, kind="stable")
     share = np.cumsum(weight[order])/weight.sum()
     place, group = np.empty(len(p), int), np.minimum((share*bins - 1e-9).astype(int), bins - 1)
@@ -279,7 +283,7 @@ def net_benefit(
     weight: Any = None, # weight of each row, None for equal
 ) -> pd.DataFrame: # a threshold a row: threshold, model, treat_all, treat_none
     "Net benefit of acting on a model, on everyone, on no one (decision curve analysis)."
-    y, p, weight = checked(y, p, weight)
+    y, p, weight = checked(y, p, weight, risk=True)
     t = np.arange(1, 51)/100 if thresholds is None else np.asarray(thresholds, dtype=float)
     if not ((t > 0) & (t < 1)).all():
         raise ValueError("thresholds are risks strictly between 0 and 1")

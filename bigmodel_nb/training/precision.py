@@ -232,12 +232,14 @@ def _rounds(
     clock: Callable[[], float], # seconds
 ) -> tuple[dict[int, float], pd.DataFrame, dict[int, str]]: # set-up seconds; seconds a step by round; what failed
     "Run candidates in turn, in random order within each round."
-    copies = {i: copy.deepcopy(model).to(c["device"]).train() for i, c in tried.items()}
+    copies: dict[int, nn.Module] = {}
     order, setup, failed, rows = np.random.default_rng(0), {}, {}, []
     for turn in range(repeats + 1):
         row = {}
-        for i in order.permutation([i for i in copies if i not in failed]):
+        for i in order.permutation([i for i in tried if i not in failed]):
             try:
+                if i not in copies:
+                    copies[i] = copy.deepcopy(model).to(tried[i]["device"]).train()
                 first, row[i] = _run_steps(copies[i], batch, loss, tried[i], steps, clock)
             except (RuntimeError, ArithmeticError) as error:
                 failed[i] = f"failed: {str(error).splitlines()[0][:120]}"
@@ -271,6 +273,19 @@ def _decide(
         why = f"{name} on {row['device']}: {speed} as fast as the first, gradient off by {row['gradient_off']:.1%}"
     return Choice(chosen, row["device"], table, why)
 
+# %% ../../nbs/training/09_precision.ipynb #9ab09ab0
+def _gap(
+    model: nn.Module, # left as it was
+    batch: Any, # one typical batch
+    loss: Callable[[nn.Module, Any], torch.Tensor], # (model, batch) -> mean loss
+    candidate: Mapping[str, Any], # from `candidates`
+) -> tuple[float, float]: # of loss and gradient, relative; infinite where it cannot run
+    "`deviation`, or infinity for a candidate without compiler or memory."
+    try:
+        return deviation(model, batch, loss, candidate)
+    except RuntimeError:
+        return np.inf, np.inf
+
 # %% ../../nbs/training/09_precision.ipynb #8d67ec58
 # long: nine documented parameters, and a table made in one place
 def choose(
@@ -290,7 +305,7 @@ def choose(
         raise ValueError(f"need at least one candidate and 3 rounds, got {len(tried)} and {repeats}")
     for c in tried:
         check_precision(c["device"], c["precision"])
-    gaps = [deviation(model, batch, loss, c) for c in tried]
+    gaps = [_gap(model, batch, loss, c) for c in tried]
     status = {i: f"refused: gradient off by {g:.2g}, loss by {v:.2g}" for i, (v, g) in enumerate(gaps)
               if not (g <= bound and v <= bound/10)}
     if 0 in status:

@@ -94,7 +94,11 @@ def in_threads(
     "Run one function as a ring of threads in this process."
     queues: list[list[queue.Queue]] = [[queue.Queue() for _ in range(size)] for _ in range(size)]
     with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(work, [ThreadLink(rank, queues) for rank in range(size)]))
+        runs = [pool.submit(work, ThreadLink(rank, queues)) for rank in range(size)]
+    errors = [error for run in runs if (error := run.exception())]
+    if errors: # a neighbour that waited in vain is not the cause
+        raise next((error for error in errors if not isinstance(error, queue.Empty)), errors[0])
+    return [run.result() for run in runs]
 
 # %% ../../nbs/training/14_ring.ipynb #09f345a9
 def reduce_scatter(
