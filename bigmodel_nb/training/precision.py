@@ -279,12 +279,12 @@ def _gap(
     batch: Any, # one typical batch
     loss: Callable[[nn.Module, Any], torch.Tensor], # (model, batch) -> mean loss
     candidate: Mapping[str, Any], # from `candidates`
-) -> tuple[float, float]: # of loss and gradient, relative; infinite where it cannot run
-    "`deviation`, or infinity for a candidate without compiler or memory."
+) -> tuple[float, float, str]: # of loss and gradient, relative, infinite where it cannot run; what went wrong
+    "`deviation`, or why there is none: no compiler, no memory."
     try:
-        return deviation(model, batch, loss, candidate)
-    except RuntimeError:
-        return np.inf, np.inf
+        return (*deviation(model, batch, loss, candidate), "")
+    except RuntimeError as error:
+        return np.inf, np.inf, f"failed: {str(error).splitlines()[0][:120]}"
 
 # %% ../../nbs/training/09_precision.ipynb #8d67ec58
 # long: nine documented parameters, and a table made in one place
@@ -306,7 +306,7 @@ def choose(
     for c in tried:
         check_precision(c["device"], c["precision"])
     gaps = [_gap(model, batch, loss, c) for c in tried]
-    status = {i: f"refused: gradient off by {g:.2g}, loss by {v:.2g}" for i, (v, g) in enumerate(gaps)
+    status = {i: why or f"refused: gradient off by {g:.2g}, loss by {v:.2g}" for i, (v, g, why) in enumerate(gaps)
               if not (g <= bound and v <= bound/10)}
     if 0 in status:
         raise ValueError(f"the first candidate is the measure of all others and was itself {status[0]}")
