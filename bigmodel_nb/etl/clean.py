@@ -346,11 +346,11 @@ SLIPS = {"ten times too high": 10.0, "ten times too low": 0.1, "hundred times to
 
 # %% ../../nbs/etl/11_clean.ipynb #b3bf2efe
 def _robust(table: ibis.Table, column: str, group: Sequence[str]) -> ibis.Table:
-    "Median and robust standard deviation (1.4826 MAD) of a column in each group."
+    "Median, robust standard deviation (1.4826 MAD) and plain one of a column in each group."
     middle = table.group_by(group).agg(_middle=table[column].median())
     near = table.join(middle, list(group), how="inner", rname="_{name}")
     away = near.mutate(_away=(near[column] - near._middle).abs())
-    return away.group_by([*group, "_middle"]).agg(_spread=1.4826 * away._away.median())
+    return away.group_by([*group, "_middle"]).agg(_spread=1.4826 * away._away.median(), _plain=away[column].std(how="pop"))
 
 # %% ../../nbs/etl/11_clean.ipynb #6b52aae3
 def _reference(table: ibis.Table, group: Sequence[str], person: Sequence[str], fewest: int) -> ibis.Table:
@@ -363,7 +363,7 @@ def _reference(table: ibis.Table, group: Sequence[str], person: Sequence[str], f
     own = known.group_by(keys).agg(_own=known._log.median(), _n=known._log.count())
     own = own.filter(own._n >= fewest).drop("_n")
     ratio = known.inner_join(own, keys).mutate(_ratio=ibis._._log - ibis._._own)
-    width = _robust(ratio, "_ratio", group).drop("_middle").rename(_own_spread="_spread")
+    width = _robust(ratio, "_ratio", group).drop("_middle", "_plain").rename(_own_spread="_spread")
     table = table.left_join(own, keys, rname="{name}_o").left_join(width, list(group), rname="{name}_w")
     return table.mutate(_centre=ibis.coalesce(table._own, table._middle),
                         _width=ibis.ifelse(table._own.notnull(), table._own_spread, table._spread))
@@ -400,7 +400,8 @@ def repair_slips(
     judged = judged.mutate(_width=ibis.greatest(judged._width, 0.02))
     factor, reason = _slip_choice(judged._log, judged._centre, judged._width, slips, tolerance)
     far = (judged._log - judged._centre).abs() > threshold * judged._width
-    lost = (judged._log - judged._middle).abs() > threshold * ibis.greatest(judged._spread, 0.02)
+    spread = ibis.ifelse(judged._spread > 0, judged._spread, judged._plain) # over half the values may be equal
+    lost = (judged._log - judged._middle).abs() > threshold * ibis.greatest(spread, 0.02)
     far = (far & (factor.notnull() | lost)).fill_null(False)
     negative = judged._chosen & (judged[value] <= 0)
     why = ibis.ifelse(negative, "not a positive number", ibis.coalesce(reason, "outlier, no slip explains it"))
